@@ -6,7 +6,7 @@ COMMIT  ?= $(shell git rev-parse HEAD 2>/dev/null || echo unknown)
 LDFLAGS := -s -w -X main.version=$(VERSION) -X main.commit=$(COMMIT)
 LINT    := $(GO) tool -modfile=.ci/tools/go.mod golangci-lint
 
-.PHONY: help build unit test race lint fmt proto clean
+.PHONY: help build unit test race lint proto glossary clean
 
 help: ## print the verbs
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -28,11 +28,15 @@ test: lint ## all that this machine can run, as root
 
 lint: ## gofmt, go vet and golangci-lint
 	@test -z "$$(gofmt -l $$(git ls-files '*.go'))" || { gofmt -l $$(git ls-files '*.go'); echo 'run gofmt -w'; exit 1; }
+	@.ci/glossary | cmp -s - docs/glossary.md || { echo 'docs/glossary.md is old: run make glossary'; exit 1; }
 	$(GO) vet ./...
 	$(LINT) run --timeout 15m ./...
 
 proto: ## generate Go from the .proto files
 	$(GO) generate ./...
+
+glossary: ## docs/glossary.md from the root package's documentation
+	@.ci/glossary > docs/glossary.md
 
 clean: ## remove what was built
 	rm -rf bin $(OUT)
