@@ -9,16 +9,11 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
 	"github.com/holdfast-storage/holdfast/plugin"
-)
-
-// pluginDir is where dockerd looks for plugin sockets, dockerSocket its own.
-const (
-	pluginDir    = "/run/docker/plugins"
-	dockerSocket = "/run/docker.sock"
 )
 
 // directories serves fakeVolumes whose mounts are real directories on this host.
@@ -34,17 +29,31 @@ func (d directories) Mount(ctx context.Context, name, id string) (string, error)
 
 var _ plugin.Volumes = directories{}
 
-// realDocker is this machine's engine with a driver of the test's own in it.
+// realDocker is a Docker engine of the test's own, with a driver of the test's own in
+// it. The machine's engine is left alone: an engine never forgets a v1 driver that it
+// has activated, and asks for 15 s at each `volume ls` once the driver is gone.
 type realDocker struct {
 	t      *testing.T
+	socket string // of the engine's API
 	driver string
 	image  string
 	fake   *fakeVolumes
 	server *Server
 }
 
-// startReal serves a driver with a unique name to the real engine. It skips where
-// there is none, or no busybox to run in a container.
+// engineScript starts dockerd with its data in $1 and $1/plugins as its directory of
+// plugin sockets, in a mount namespace of its own. It needs no network.
+const engineScript = `set -eu
+mkdir -p /run/docker /run/containerd
+mount --make-rprivate /
+mount --bind "$1/run" /run/docker
+mount -t tmpfs none /run/containerd # else it would use the containerd of another engine
+echo '{}' >"$1/config.json" # not the machine's settings
+exec dockerd --host "unix://$1/docker.sock" --data-root "$1/data" --exec-root "$1/exec" --pidfile "$1/pid" \
+	--config-file "$1/config.json" --storage-driver vfs --bridge none --iptables=false --ip6tables=false --ip-forward=false`
+
+// startReal starts an engine and serves a driver to it. It skips where that is not
+// possible.
 func startReal(t *testing.T) *realDocker {
 	t.Helper()
 	lack := func(what string) {
@@ -54,46 +63,101 @@ func startReal(t *testing.T) *realDocker {
 		}
 		t.Skipf("missing: %s", what)
 	}
-	busybox, noBusybox := exec.LookPath("busybox")
-	switch {
-	case os.Getenv("HOLDFAST_UNIT") != "" || os.Geteuid() != 0:
+	if os.Getenv("HOLDFAST_UNIT") != "" || os.Geteuid() != 0 {
 		lack("root, and tests that use it")
-	case exec.Command("docker", "version").Run() != nil:
-		lack("a running Docker engine")
-	case noBusybox != nil:
-		lack("busybox (Debian: busybox-static)")
 	}
-	d := &realDocker{t: t, driver: fmt.Sprintf("hftest-%d", os.Getpid()), fake: newFake(t.TempDir())}
-	d.image = d.driver
-	server, err := Serve(Options{
-		Socket:       filepath.Join(pluginDir, d.driver+".sock"),
+	for tool, of := range map[string]string{"dockerd": "docker.io", "docker": "docker.io", "busybox": "busybox-static", "unshare": "util-linux"} {
+		if _, err := exec.LookPath(tool); err != nil {
+			lack(tool + " (Debian: " + of + ")")
+		}
+	}
+	// Not t.TempDir: the path of the plugin socket has to fit an address.
+	dir, err := os.MkdirTemp("", "hfd")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := os.RemoveAll(dir); err != nil {
+			t.Errorf("remove the engine's data: %v", err)
+		}
+	})
+	if err := os.MkdirAll(filepath.Join(dir, "run", "plugins"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	d := &realDocker{t: t, socket: filepath.Join(dir, "docker.sock"), driver: "hftest", image: "hftest-busybox"}
+	d.fake = newFake(filepath.Join(dir, "volumes"))
+	d.startEngine(dir)
+	d.server, err = Serve(Options{
+		Socket:       filepath.Join(dir, "run", "plugins", d.driver+".sock"),
 		Volumes:      directories{d.fake},
-		DockerSocket: dockerSocket,
+		DockerSocket: d.socket,
 	})
 	if err != nil {
 		t.Fatalf("Serve: %v", err)
 	}
-	d.server = server
-	t.Cleanup(func() { // last of all: the volumes of the engine go before
+	t.Cleanup(func() {
 		ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
 		defer cancel()
-		if err := server.Close(ctx); err != nil {
+		if err := d.server.Close(ctx); err != nil {
 			t.Errorf("Close: %v", err)
 		}
-		os.Remove(server.options.Socket + ".lock")
 	})
 	// An image of one static binary, made without any registry.
-	root := t.TempDir()
-	d.sh("mkdir -p %[1]s/bin %[1]s/data && cp %[2]s %[1]s/bin/busybox && tar -C %[1]s -c . | docker import -c 'ENTRYPOINT [\"/bin/busybox\"]' - %[3]s", root, busybox, d.image)
-	t.Cleanup(func() { d.sh("docker rmi -f %s", d.image) })
+	d.sh(`mkdir -p %[1]s/image/bin && cp "$(command -v busybox)" %[1]s/image/bin/busybox && tar -C %[1]s/image -c . | docker import -c 'ENTRYPOINT ["/bin/busybox"]' - %[2]s`, dir, d.image)
 	return d
+}
+
+// startEngine runs dockerd until the test ends, and waits until it answers.
+func (d *realDocker) startEngine(dir string) {
+	log := filepath.Join(dir, "log")
+	out, err := os.Create(log)
+	if err != nil {
+		d.t.Fatal(err)
+	}
+	defer out.Close()
+	cmd := exec.Command("unshare", "--mount", "sh", "-c", engineScript, "sh", dir)
+	cmd.Stdout, cmd.Stderr = out, out
+	if err := cmd.Start(); err != nil {
+		d.t.Fatal(err)
+	}
+	ended := make(chan error, 1)
+	go func() { ended <- cmd.Wait() }()
+	d.t.Cleanup(func() {
+		d.try("docker ps -aq | xargs -r docker rm -f")
+		cmd.Process.Signal(syscall.SIGTERM)
+		select {
+		case <-ended:
+		case <-time.After(30 * time.Second):
+			d.t.Error("dockerd did not end within 30s of SIGTERM")
+			cmd.Process.Kill()
+			<-ended
+		}
+	})
+	for deadline := time.Now().Add(60 * time.Second); ; time.Sleep(50 * time.Millisecond) {
+		select {
+		case err := <-ended:
+			ended <- err
+			text, _ := os.ReadFile(log)
+			d.t.Fatalf("dockerd ended: %v\n%s", err, text)
+		default:
+		}
+		if _, err := d.try("docker version"); err == nil {
+			return
+		}
+		if time.Now().After(deadline) {
+			text, _ := os.ReadFile(log)
+			d.t.Fatalf("dockerd does not answer after 60s\n%s", text)
+		}
+	}
 }
 
 // try runs a shell command and returns what it prints.
 func (d *realDocker) try(format string, a ...any) (string, error) {
 	ctx, cancel := context.WithTimeout(context.Background(), 60*time.Second)
 	defer cancel()
-	out, err := exec.CommandContext(ctx, "sh", "-c", fmt.Sprintf(format, a...)).CombinedOutput()
+	cmd := exec.CommandContext(ctx, "sh", "-c", fmt.Sprintf(format, a...))
+	cmd.Env = append(os.Environ(), "DOCKER_HOST=unix://"+d.socket)
+	out, err := cmd.CombinedOutput()
 	return strings.TrimSpace(string(out)), err
 }
 
@@ -107,8 +171,27 @@ func (d *realDocker) sh(format string, a ...any) string {
 	return out
 }
 
+// TestRootRealEngine drives a real engine with the real docker command.
 func TestRootRealEngine(t *testing.T) {
 	d := startReal(t)
+	// First: nobody has used the driver yet.
+	t.Run("activation", d.in(testActivation))
+	t.Run("two containers", d.in(testTwoContainers))
+	t.Run("inline name", d.in(testInlineName))
+	t.Run("mount error", d.in(testMountError)) // last: the server refuses from then on
+}
+
+// in gives a subtest its own view of the engine, whose failures are the subtest's.
+func (d *realDocker) in(test func(*realDocker)) func(*testing.T) {
+	return func(t *testing.T) {
+		sub := *d
+		sub.t = t
+		test(&sub)
+	}
+}
+
+func testTwoContainers(d *realDocker) {
+	t := d.t
 	vol := d.driver + "-data"
 	t.Cleanup(func() { d.try("docker volume rm -f %s", vol) })
 
@@ -146,7 +229,7 @@ func TestRootRealEngine(t *testing.T) {
 	if got := d.sh(read, d.driver); got != "one\ntwo" {
 		t.Errorf("files of both, in the second: got %q, want one and two", got)
 	}
-	engine := NewEngine(dockerSocket)
+	engine := NewEngine(d.socket)
 	defer engine.Close()
 	users, err := engine.UsedBy(t.Context(), d.driver, vol)
 	names := []string{}
@@ -177,9 +260,9 @@ func TestRootRealEngine(t *testing.T) {
 	}
 }
 
-// TestRootRealEngineInlineName: `-v size=1G,name=x:/d` works from creation to rm.
-func TestRootRealEngineInlineName(t *testing.T) {
-	d := startReal(t)
+// testInlineName: `-v size=1G,name=x:/d` works from creation to rm.
+func testInlineName(d *realDocker) {
+	t := d.t
 	base := d.driver + "-inline"
 	typed := "size=1G,replicas=3,name=" + base
 	t.Cleanup(func() { d.try("docker volume rm -f %s; docker volume rm -f %s", typed, base) })
@@ -189,17 +272,17 @@ func TestRootRealEngineInlineName(t *testing.T) {
 	if got := d.sh("docker run --rm --network none --volume-driver %s -v %s:/d %s cat /d/lines", d.driver, base, d.image); got != "x\nx" {
 		t.Errorf("lines by the plain name: got %q, want two", got)
 	}
-	creates := slices.DeleteFunc(d.fake.calls(), func(c string) bool { return !strings.HasPrefix(c, "create") })
+	creates := slices.DeleteFunc(d.fake.calls(), func(c string) bool { return !strings.HasPrefix(c, "create "+base) })
 	if want := "create " + base + " map[replicas:3 size:1G]"; len(creates) == 0 || creates[0] != want {
 		t.Errorf("creates: got %q, want first %q", creates, want)
 	}
 	d.sh("docker volume rm %s", typed)
 }
 
-// TestRootRealEngineMountError: a refused mount fails the container with the words of
+// testMountError: a refused mount fails the container with the words of
 // the error, and nothing is left counted.
-func TestRootRealEngineMountError(t *testing.T) {
-	d := startReal(t)
+func testMountError(d *realDocker) {
+	t := d.t
 	vol := d.driver + "-refused"
 	t.Cleanup(func() { d.try("docker volume rm -f %s", vol) })
 	d.sh("docker volume create -d %s %s", d.driver, vol)
@@ -213,10 +296,10 @@ func TestRootRealEngineMountError(t *testing.T) {
 	}
 }
 
-// TestRootRealEngineActivation: the engine lists the driver soon after it is served,
+// testActivation: the engine lists the driver soon after it is served,
 // without anybody having used it.
-func TestRootRealEngineActivation(t *testing.T) {
-	d := startReal(t)
+func testActivation(d *realDocker) {
+	t := d.t
 	deadline := time.Now().Add(20 * time.Second)
 	for {
 		out := d.sh("docker info -f '{{json .Plugins.Volume}}'")
