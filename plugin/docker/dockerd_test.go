@@ -42,7 +42,8 @@ type realDocker struct {
 }
 
 // engineScript starts dockerd with its data in $1 and $1/plugins as its directory of
-// plugin sockets, in a mount namespace of its own. It needs no network.
+// plugin sockets, in mount and network namespaces of its
+// own: with --bridge none, dockerd removes docker0.
 const engineScript = `set -eu
 mkdir -p /run/docker /run/containerd
 mount --make-rprivate /
@@ -115,7 +116,7 @@ func (d *realDocker) startEngine(dir string) {
 		d.t.Fatal(err)
 	}
 	defer out.Close()
-	cmd := exec.Command("unshare", "--mount", "sh", "-c", engineScript, "sh", dir)
+	cmd := exec.Command("unshare", "--mount", "--net", "sh", "-c", engineScript, "sh", dir)
 	cmd.Stdout, cmd.Stderr = out, out
 	if err := cmd.Start(); err != nil {
 		d.t.Fatal(err)
