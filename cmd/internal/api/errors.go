@@ -3,7 +3,6 @@ package api
 import (
 	"context"
 	"errors"
-	"syscall"
 
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
@@ -24,27 +23,26 @@ const (
 	ExitIntegrity   = 7
 )
 
-// meaning is one row of the table that gives an error kind its gRPC code, its
-// errno and its exit code.
+// meaning is one row of the table that gives an error kind its gRPC code and
+// its exit code; its errno stands in blockdev.Errno.
 type meaning struct {
-	code  codes.Code
-	errno syscall.Errno
-	exit  int
+	code codes.Code
+	exit int
 }
 
 var meanings = map[holdfast.Kind]meaning{
-	holdfast.ErrInternal:    {codes.Internal, syscall.EIO, ExitFailed},
-	holdfast.ErrInvalid:     {codes.InvalidArgument, syscall.EINVAL, ExitUsage},
-	holdfast.ErrUnsupported: {codes.Unimplemented, syscall.EOPNOTSUPP, ExitUsage},
-	holdfast.ErrNotFound:    {codes.NotFound, syscall.ENOENT, ExitNotFound},
-	holdfast.ErrExists:      {codes.AlreadyExists, syscall.EEXIST, ExitExists},
-	holdfast.ErrRefused:     {codes.FailedPrecondition, syscall.EBUSY, ExitRefused},
-	holdfast.ErrUnavailable: {codes.Unavailable, syscall.EAGAIN, ExitUnavailable},
-	holdfast.ErrTimeout:     {codes.DeadlineExceeded, syscall.ETIMEDOUT, ExitUnavailable},
-	holdfast.ErrFenced:      {codes.Aborted, syscall.ESHUTDOWN, ExitRefused},
-	holdfast.ErrNoSpace:     {codes.ResourceExhausted, syscall.ENOSPC, ExitRefused},
-	holdfast.ErrIO:          {codes.Internal, syscall.EIO, ExitFailed},
-	holdfast.ErrIntegrity:   {codes.DataLoss, syscall.EIO, ExitIntegrity},
+	holdfast.ErrInternal:    {codes.Internal, ExitFailed},
+	holdfast.ErrInvalid:     {codes.InvalidArgument, ExitUsage},
+	holdfast.ErrUnsupported: {codes.Unimplemented, ExitUsage},
+	holdfast.ErrNotFound:    {codes.NotFound, ExitNotFound},
+	holdfast.ErrExists:      {codes.AlreadyExists, ExitExists},
+	holdfast.ErrRefused:     {codes.FailedPrecondition, ExitRefused},
+	holdfast.ErrUnavailable: {codes.Unavailable, ExitUnavailable},
+	holdfast.ErrTimeout:     {codes.DeadlineExceeded, ExitUnavailable},
+	holdfast.ErrFenced:      {codes.Aborted, ExitRefused},
+	holdfast.ErrNoSpace:     {codes.ResourceExhausted, ExitRefused},
+	holdfast.ErrIO:          {codes.Internal, ExitFailed},
+	holdfast.ErrIntegrity:   {codes.DataLoss, ExitIntegrity},
 }
 
 // ExitCode returns the exit code of an error; nil is 0.
@@ -53,14 +51,6 @@ func ExitCode(err error) int {
 		return ExitDone
 	}
 	return meanings[holdfast.KindOf(err)].exit
-}
-
-// Errno returns the errno of an error of a block request; nil is 0.
-func Errno(err error) syscall.Errno {
-	if err == nil {
-		return 0
-	}
-	return meanings[holdfast.KindOf(err)].errno
 }
 
 // ToStatus turns an error into what a gRPC handler returns: the code of its
