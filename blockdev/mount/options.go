@@ -69,6 +69,9 @@ type Options struct {
 	Data  string
 }
 
+// ReadOnly says whether the mount is to refuse writes.
+func (o Options) ReadOnly() bool { return o.Flags&unix.MS_RDONLY != 0 }
+
 // ParseOptions reads the comma-separated option mount_options of a volume. An
 // option that is not on the allow-list is an ErrInvalid that names it.
 func ParseOptions(fs FileSystem, text string) (Options, error) {

@@ -67,7 +67,7 @@ func Mount(device, target string, fs FileSystem, opts Options) error {
 func ensureData(target string, opts Options) error {
 	path := DataPath(target)
 	st, err := os.Lstat(path)
-	if errors.Is(err, os.ErrNotExist) && opts.Flags&unix.MS_RDONLY == 0 {
+	if errors.Is(err, os.ErrNotExist) && !opts.ReadOnly() {
 		err = os.Mkdir(path, 0o755)
 		if err == nil {
 			return syncDir(target) // what users see must not vanish with a crash
