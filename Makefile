@@ -1,0 +1,42 @@
+# holdfast: `make` prints what can be made.
+GO      ?= go
+OUT     := .ci/out
+VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
+COMMIT  ?= $(shell git rev-parse HEAD 2>/dev/null || echo unknown)
+LDFLAGS := -s -w -X main.version=$(VERSION) -X main.commit=$(COMMIT)
+LINT    := $(GO) tool -modfile=.ci/tools/go.mod golangci-lint
+
+.PHONY: help build unit test race lint proto glossary clean
+
+help: ## print the verbs
+	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+build: ## bin/holdfast, static
+	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '$(LDFLAGS)' -o bin/holdfast ./cmd/holdfast
+
+unit: ## tests that need no privileges, under 5 minutes
+	@mkdir -p $(OUT)
+	HOLDFAST_UNIT=1 .ci/gotest unit ./...
+
+race: ## the unit tests under the race detector
+	@mkdir -p $(OUT)
+	HOLDFAST_UNIT=1 .ci/gotest race -race ./...
+
+test: lint ## all that this machine can run, as root
+	@mkdir -p $(OUT)
+	.ci/gotest test -race ./...
+
+lint: ## gofmt, go vet and golangci-lint
+	@test -z "$$(gofmt -l $$(git ls-files '*.go'))" || { gofmt -l $$(git ls-files '*.go'); echo 'run gofmt -w'; exit 1; }
+	@.ci/glossary | cmp -s - docs/glossary.md || { echo 'docs/glossary.md is old: run make glossary'; exit 1; }
+	$(GO) vet ./...
+	$(LINT) run --timeout 15m ./...
+
+proto: ## generate Go from the .proto files
+	$(GO) generate ./...
+
+glossary: ## docs/glossary.md from the root package's documentation
+	@.ci/glossary > docs/glossary.md
+
+clean: ## remove what was built
+	rm -rf bin $(OUT)
