@@ -98,7 +98,7 @@ func testConcurrentVersions(t *testing.T, d *device) {
 		return nil
 	}
 	together(t, writers+readers, func(i int) error {
-		rnd := rand.New(rand.NewPCG(1, uint64(i)))
+		rnd := rand.New(rand.NewPCG(1, uint64(i))) //nolint:gosec // repeatable on purpose
 		if i >= writers {
 			for range rounds {
 				b := rnd.IntN(writers * perWriter)
@@ -154,7 +154,7 @@ func testConcurrentOverlap(t *testing.T, d *device) {
 	}
 	history := make([][]write, writers)
 	together(t, writers, func(i int) error {
-		rnd := rand.New(rand.NewPCG(2, uint64(i)))
+		rnd := rand.New(rand.NewPCG(2, uint64(i))) //nolint:gosec // repeatable on purpose
 		p := make([]byte, blocks*bs)
 		for count := uint64(1); count <= rounds; count++ {
 			w := write{version: version{writer: uint32(i), count: count}, first: rnd.IntN(blocks)}
@@ -225,7 +225,7 @@ func testConcurrentNeighbours(t *testing.T, d *device) {
 				return fmt.Errorf("write sector %d: %w", i, err)
 			}
 			if round%4 == 3 {
-				if err := d.Device.WriteZeroes(context.Background(), off, sector, false, false); err != nil {
+				if err := d.WriteZeroes(context.Background(), off, sector, false, false); err != nil {
 					return fmt.Errorf("zero sector %d: %w", i, err)
 				}
 				clear(p)

@@ -21,7 +21,7 @@ func RunCrash(t *testing.T, seeds uint64, open func(t *testing.T) (blockdev.Devi
 	for seed := range seeds {
 		t.Run(fmt.Sprintf("seed=%d", seed), func(t *testing.T) {
 			dev, crash := open(t)
-			c := &crashTest{device: &device{dev}, rnd: rand.New(rand.NewPCG(seed, 3))}
+			c := &crashTest{device: &device{dev}, rnd: rand.New(rand.NewPCG(seed, 3))} //nolint:gosec // repeatable on purpose
 			for range 3 {
 				c.work(t)
 				c.device = &device{crash(t, c.rnd.Uint64())}

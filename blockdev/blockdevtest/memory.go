@@ -219,7 +219,7 @@ func (m *Memory) Crash(seed uint64) *Memory {
 	}
 	for b := int64(0); b < m.size; b += holdfast.BlockSize {
 		old := m.durable[b]
-		if old == nil || rand.New(rand.NewPCG(seed, uint64(b))).IntN(2) == 0 {
+		if old == nil || rand.New(rand.NewPCG(seed, uint64(b))).IntN(2) == 0 { //nolint:gosec // repeatable on purpose
 			continue
 		}
 		c := &after.chunks[b/memoryChunk]

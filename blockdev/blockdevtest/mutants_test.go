@@ -149,7 +149,7 @@ func (d *lostNeighbour) WriteAt(ctx context.Context, p []byte, off int64, fua bo
 type trimEdges struct{ *Memory }
 
 func (d trimEdges) Trim(ctx context.Context, off, n int64, fua bool) error {
-	return d.Memory.WriteZeroes(ctx, off, n, false, fua)
+	return d.WriteZeroes(ctx, off, n, false, fua)
 }
 
 type trimNothing struct{ *Memory }
@@ -161,7 +161,7 @@ func (d trimNothing) Trim(_ context.Context, off, n int64, _ bool) error {
 type zeroInner struct{ *Memory }
 
 func (d zeroInner) WriteZeroes(ctx context.Context, off, n int64, _, fua bool) error {
-	return d.Memory.Trim(ctx, off, n, fua)
+	return d.Trim(ctx, off, n, fua)
 }
 
 type clipsWrites struct{ *Memory }

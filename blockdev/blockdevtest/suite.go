@@ -103,7 +103,7 @@ func (d *device) trim(t tester, off, n int64, fua bool) {
 
 func (d *device) zeroes(t tester, off, n int64, noHole, fua bool) {
 	t.Helper()
-	if err := d.Device.WriteZeroes(context.Background(), off, n, noHole, fua); err != nil {
+	if err := d.WriteZeroes(context.Background(), off, n, noHole, fua); err != nil {
 		t.Fatalf("WriteZeroes(%d, %d, noHole=%v, fua=%v): %v", off, n, noHole, fua, err)
 	}
 }
@@ -355,7 +355,7 @@ func testCancelled(t *testing.T, d *device) {
 	_ = d.ReadAt(ctx, make([]byte, 4096), 0)
 	_ = d.Flush(ctx)
 	_ = d.Trim(ctx, 0, 4096, true)
-	_ = d.Device.WriteZeroes(ctx, 0, 4096, true, true)
+	_ = d.WriteZeroes(ctx, 0, 4096, true, true)
 }
 
 // testModel runs random histories beside a plain slice of bytes.

@@ -77,7 +77,7 @@ func dialExport(nc net.Conn, name string, structured bool) (*testClient, error) 
 			return nil, err
 		}
 		if rep, _, err := readOptionReply(nc); err != nil || rep != repAck {
-			return nil, fmt.Errorf("STRUCTURED_REPLY: %#x, %v", uint32(rep), err)
+			return nil, errors.Join(fmt.Errorf("STRUCTURED_REPLY: %#x", uint32(rep)), err)
 		}
 	}
 	if err := sendOption(nc, optGo, append(appendString(nil, name), 0, 0)); err != nil {

@@ -88,7 +88,7 @@ func (c *conn) serve() {
 	err = c.transmit()
 	c.endReading()
 	c.live.Wait()
-	if err != nil && err != io.EOF && !c.isStopping() {
+	if err != nil && !errors.Is(err, io.EOF) && !c.isStopping() {
 		log.Warn("client lost", "export", c.export.Name, "client", c.client.Name, "error", err)
 		return
 	}

@@ -47,8 +47,8 @@ func ListenUnix(path string) (net.Listener, error) {
 		err = os.Rename(fresh, path)
 	}
 	if err != nil {
-		l.Close()
-		os.Remove(fresh)
+		_ = l.Close()
+		_ = os.Remove(fresh) // the error at hand says more
 		return nil, listenError(path, err)
 	}
 	return &unixListener{Listener: l, path: path}, nil
@@ -92,6 +92,6 @@ type unixListener struct {
 }
 
 func (l *unixListener) Close() error {
-	l.once.Do(func() { os.Remove(l.path) })
+	l.once.Do(func() { _ = os.Remove(l.path) })
 	return l.Listener.Close()
 }

@@ -191,7 +191,7 @@ func (s *Server) Shutdown(ctx context.Context) error {
 		s.workers.close()
 		return nil
 	case <-ctx.Done():
-		s.Close()
+		_ = s.Close()
 		<-done
 		return holdfast.Errorf(holdfast.ErrTimeout, "finish the requests in flight: %w", ctx.Err())
 	}

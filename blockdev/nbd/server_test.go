@@ -144,7 +144,7 @@ func TestErrorsOnTheWire(t *testing.T) {
 				n    int64
 				data []byte
 			}{{cmdRead, 512, make([]byte, 512)}, {cmdWrite, 512, make([]byte, 512)}, {cmdFlush, 0, nil}, {cmdTrim, 4096, nil}, {cmdWriteZeroes, 4096, nil}} {
-				if err := <-c.start(r.cmd, 0, 0, r.n, r.data); err != e.want {
+				if err := <-c.start(r.cmd, 0, 0, r.n, r.data); !errors.Is(err, e.want) {
 					t.Errorf("structured=%v: %v that the device fails with %.40v is answered %v, want %v", structured, r.cmd, e.err, err, e.want)
 				}
 				if err := <-c.start(r.cmd, 0, 0, r.n, r.data); err != nil {
@@ -160,7 +160,7 @@ func TestErrorsOnTheWire(t *testing.T) {
 func TestShortWriteIsNotAcknowledged(t *testing.T) {
 	dev := blockdevtest.Short(blockdevtest.NewMemory(1<<20), 1, 1024, holdfast.ErrIO)
 	c := connect(t, serving(t, Options{}, dev), true)
-	if err := <-c.start(cmdWrite, 0, 0, 4096, make([]byte, 4096)); err != syscall.EIO {
+	if err := <-c.start(cmdWrite, 0, 0, 4096, make([]byte, 4096)); !errors.Is(err, syscall.EIO) {
 		t.Errorf("torn write: %v, want %v", err, syscall.EIO)
 	}
 }
@@ -359,7 +359,7 @@ func TestConnectionsAreBounded(t *testing.T) {
 	a, b := connect(t, s, true), connect(t, s, true)
 	client, server := pair(t)
 	s.ServeConn(context.Background(), server)
-	if n, err := client.Read(make([]byte, 1)); err != io.EOF {
+	if n, err := client.Read(make([]byte, 1)); !errors.Is(err, io.EOF) {
 		t.Errorf("the third connection read %d bytes, %v, want %v", n, err, io.EOF)
 	}
 	for i, c := range []*testClient{a, b} {

@@ -205,7 +205,7 @@ func (c *conn) next(n int) ([]byte, error) {
 		}
 		got, err := c.read(in.buf[in.w:])
 		if err != nil {
-			if err == io.EOF && in.r != in.w {
+			if errors.Is(err, io.EOF) && in.r != in.w {
 				err = io.ErrUnexpectedEOF
 			}
 			return nil, err
@@ -234,7 +234,7 @@ func (c *conn) receive(p []byte) error {
 		}
 		got, err := c.read(dst)
 		if err != nil {
-			if err == io.EOF {
+			if errors.Is(err, io.EOF) {
 				err = io.ErrUnexpectedEOF
 			}
 			return err
@@ -260,7 +260,7 @@ func (c *conn) discard(n int64) error {
 		in.r, in.w = 0, 0
 		got, err := c.read(in.buf)
 		if err != nil {
-			if err == io.EOF {
+			if errors.Is(err, io.EOF) {
 				err = io.ErrUnexpectedEOF
 			}
 			return err

@@ -88,7 +88,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 		return err
 	}
 	if !c.keep {
-		defer os.RemoveAll(c.dir)
+		defer func() { _ = os.RemoveAll(c.dir) }() //nolint:gosec // made above
 	}
 	result, err := measure(ctx, c, stderr)
 	if err != nil {
@@ -104,7 +104,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 			_, err = stdout.Write(out)
 			return err
 		}
-		if err := os.WriteFile(c.json, out, 0o644); err != nil {
+		if err := os.WriteFile(c.json, out, 0o644); err != nil { //nolint:gosec // where the operator wants it
 			return err
 		}
 	}
