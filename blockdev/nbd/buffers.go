@@ -8,9 +8,9 @@ import (
 const (
 	// minBufferBits makes the smallest pooled buffer one block.
 	minBufferBits = 12
-	// maxBufferBits makes the largest pooled buffer 1 MiB, the largest request
-	// that clients send steadily. Larger ones are rare enough to allocate.
-	maxBufferBits = 20
+	// maxBufferBits makes the largest pooled buffer 4 MiB: qemu-img sends 2 MiB
+	// steadily, others less. Larger ones are rare enough to allocate.
+	maxBufferBits = 22
 )
 
 // buffer is a payload on its way between a socket and a Device. data has the
