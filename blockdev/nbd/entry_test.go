@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"net"
+	"runtime"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -260,14 +261,15 @@ func TestEntryOfRemovedExport(t *testing.T) {
 
 // TestEntryCountsUnreadBytes: requests that lie in an old connection's socket,
 // not read because the connection has all the requests in flight it may have,
-// come before the new connection, although their client is gone.
+// come before the new connection. They are large enough that the last ones do
+// not fit into what is read ahead.
 func TestEntryCountsUnreadBytes(t *testing.T) {
-	const n = 8
+	const n, length = 4, 100 << 10
 	dev, gate := blockdevtest.Gated(blockdevtest.NewMemory(1<<20), writes)
 	s := serving(t, Options{InFlight: 1}, dev)
 	old := connect(t, s, true)
 	for i := range n {
-		old.start(cmdWrite, 0, 0, 512, bytes.Repeat([]byte{byte(i + 1)}, 512))
+		old.start(cmdWrite, 0, 0, length, bytes.Repeat([]byte{byte(i + 1)}, length))
 	}
 	held := gate.Next()
 	client, server := pair(t)
@@ -280,22 +282,36 @@ func TestEntryCountsUnreadBytes(t *testing.T) {
 		}
 		entered <- c
 	}()
-	for i := range n {
-		select {
-		case <-entered:
-			t.Fatalf("entered with %d of %d older writes not done", n-i, n)
-		default:
-		}
-		held.Let(nil)
-		if i < n-1 {
-			held = gate.Next()
-		}
+	for e := s.export("vol"); !anyMarked(e); {
+		runtime.Gosched() // until the new connection waits for the old one
 	}
+	for range n - 1 {
+		held.Let(nil)
+		held = gate.Next()
+	}
+	select {
+	case <-entered:
+		t.Fatalf("entered while the last of %d older writes was not done", n)
+	case <-time.After(50 * time.Millisecond): // long enough to see a mistake; no harm if not
+	}
+	held.Let(nil)
 	c := <-entered
 	got := make([]byte, 1)
 	if err := c.ReadAt(context.Background(), got, 0); err != nil || got[0] != n {
 		t.Errorf("the new connection reads %d, %v, want the last of the older writes, %d", got[0], err, n)
 	}
+}
+
+// anyMarked reports whether a connection of the export has a mark to pass.
+func anyMarked(e *export) bool {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	for c := range e.conns {
+		if c.marked.Load() {
+			return true
+		}
+	}
+	return false
 }
 
 // TestEntryUnderLoad: connections come and go while others keep the device
