@@ -57,6 +57,8 @@ func (t *target) start(log string, name string, args ...string) error {
 	defer f.Close()
 	cmd := exec.Command(name, args...)
 	cmd.Stdout, cmd.Stderr = f, f
+	// Nothing is mounted here, so no node needs a keeper; nbdkit does not care.
+	cmd.Env = append(os.Environ(), "HOLDFAST_KEEPER=off")
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGTERM}
 	if err := cmd.Start(); err != nil {
 		return err
