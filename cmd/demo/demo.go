@@ -36,7 +36,7 @@ const (
 	writeDeadline  = 90 * time.Second  // until minRows are acknowledged
 	moveDeadline   = 150 * time.Second // from a host's death to a write elsewhere
 	inSyncDeadline = 120 * time.Second // from a host's return to a whole volume
-	leftDeadline   = 20 * time.Second  // for the kernel to let go of loop devices
+	leftDeadline   = 60 * time.Second  // for the kernel to let go of loop devices
 )
 
 // driver is the name of the volume driver.
