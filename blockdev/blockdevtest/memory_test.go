@@ -7,7 +7,7 @@ import (
 )
 
 func TestMemory(t *testing.T) {
-	for _, size := range []int64{MinSize, MinSize + 512, 8 << 20, 1 << 40} {
+	for _, size := range []int64{MinSize, MinSize + 512, 8 << 20, 1 << 33} {
 		Run(t, func(*testing.T) blockdev.Device { return NewMemory(size) })
 	}
 }

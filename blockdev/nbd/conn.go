@@ -36,16 +36,17 @@ type conn struct {
 	slots *semaphore.Weighted // requests that may still be taken in
 	live  sync.WaitGroup      // requests taken in and not answered
 
-	resting    atomic.Bool // the reader waits for bytes within a request
-	marked     atomic.Bool // marks is not empty
-	complained atomic.Bool // a failed request was logged
+	resting    atomic.Bool   // the reader waits for bytes within a request
+	marked     atomic.Bool   // marks is not empty
+	progress   atomic.Uint64 // counts what the client sent and took
+	complained atomic.Bool   // a failed request was logged
 
 	mu          sync.Mutex
 	stopping    bool     // no further request is to be read
 	readerEnded bool     // none will
 	marks       []*mark  // not passed yet
 	batch       *batch   // counts the requests being taken in; changed by the reader
-	batches     []*batch // not known to be over; batch is the last
+	sealed      []*batch // those before it that are not known to be over
 
 	out replies
 }
@@ -59,7 +60,6 @@ func newConn(ctx context.Context, s *Server, nc net.Conn) *conn {
 		slots:  semaphore.NewWeighted(int64(s.opts.InFlight)),
 		batch:  newBatch(),
 	}
-	c.batches = append(c.batches, c.batch)
 	c.ctx, c.cancel = context.WithCancel(ctx)
 	return c
 }
@@ -101,7 +101,6 @@ func (c *conn) endReading() {
 	defer c.mu.Unlock()
 	c.readerEnded = true
 	c.sealBatch()
-	c.batch.leave() // the new one stays empty
 	for _, m := range c.marks {
 		c.passMark(m)
 	}
@@ -126,6 +125,13 @@ func (c *conn) abort() {
 	c.mu.Unlock()
 	c.cancel()
 	c.nc.Close()
+}
+
+// holdsReplies reports whether replies wait for the client to take them.
+func (c *conn) holdsReplies() bool {
+	c.out.mu.Lock()
+	defer c.out.mu.Unlock()
+	return c.out.writing
 }
 
 // setDeadlines bounds the next reads and writes, unless the connection is
@@ -164,7 +170,11 @@ func (c *conn) ended() bool {
 	return c.readerEnded
 }
 
-func (c *conn) restsInRequest() bool { return c.resting.Load() }
+// waitsForClient reports whether the connection cannot go on unless its client
+// sends the rest of a request or takes replies.
+func (c *conn) waitsForClient() bool {
+	return c.resting.Load() || c.holdsReplies()
+}
 
 // unread returns how many bytes wait in the connection's socket; 0 where that
 // cannot be asked, as of a pipe, which holds none.

@@ -7,10 +7,11 @@ import (
 	"time"
 )
 
-// entryGrace is how long an older connection may rest in the middle of a
-// request while another waits to enter; then it is taken for dead and closed.
-// A client that is alive sends the rest of a request within milliseconds.
-const entryGrace = 5 * time.Second
+// stallGrace is how long a connection may wait for its client to send the rest
+// of a request, or to take replies, while another connection waits for it; then
+// it is taken for dead and closed. A client that is alive does both within
+// milliseconds.
+const stallGrace = 5 * time.Second
 
 // A batch counts the requests that a connection has handed to its device since
 // the last time somebody wanted to wait for them. It is over once it is sealed
@@ -116,19 +117,19 @@ func (c *conn) placeMark() *mark {
 	return m
 }
 
-// passMark records which requests the mark's owner has to wait for. The caller
-// holds c.mu.
+// passMark records which requests the mark's owner has to wait for: those of
+// all sealed batches. The caller holds c.mu.
 func (c *conn) passMark(m *mark) {
-	live := c.batches[:0]
-	for _, b := range c.batches {
+	live := c.sealed[:0]
+	for _, b := range c.sealed {
 		select {
 		case <-b.over:
 		default:
 			live = append(live, b)
 		}
 	}
-	clear(c.batches[len(live):])
-	c.batches = live
+	clear(c.sealed[len(live):])
+	c.sealed = live
 	m.batches = append([]*batch(nil), live...)
 	close(m.passed)
 }
@@ -172,17 +173,17 @@ func (c *conn) fixMarks(received int64) {
 // sealBatch ends the present batch and starts the next. The caller holds c.mu
 // and is the reader, or the reader has ended.
 func (c *conn) sealBatch() {
-	old := c.batch
+	c.sealed = append(c.sealed, c.batch)
+	c.batch.leave()
 	c.batch = newBatch()
-	c.batches = append(c.batches, c.batch)
-	old.leave()
 }
 
 // waitPassed waits until the mark is passed and the requests before it have
 // returned.
 func (c *conn) waitPassed(ctx context.Context, m *mark) error {
-	grace := time.NewTicker(entryGrace)
+	grace := time.NewTicker(stallGrace)
 	defer grace.Stop()
+	progress := c.progress.Load()
 	for waiting := true; waiting; {
 		select {
 		case <-m.passed:
@@ -190,11 +191,7 @@ func (c *conn) waitPassed(ctx context.Context, m *mark) error {
 		case <-c.done:
 			return nil
 		case <-grace.C:
-			if c.restsInRequest() {
-				c.s.opts.Logger.Warn("connection closed: it rests in the middle of a request while another enters",
-					"export", c.export.Name, "client", c.client.Name)
-				c.abort()
-			}
+			progress = c.abortIfStalled(progress, "another connection enters")
 		case <-ctx.Done():
 			return ctx.Err()
 		}
@@ -211,4 +208,17 @@ func (c *conn) waitPassed(ctx context.Context, m *mark) error {
 		}
 	}
 	return nil
+}
+
+// abortIfStalled closes the connection if it waits for its client and did so
+// ever since progress was loaded, at least stallGrace ago. It returns the
+// present progress.
+func (c *conn) abortIfStalled(progress uint64, reason string) uint64 {
+	now := c.progress.Load()
+	if now == progress && c.waitsForClient() {
+		c.s.opts.Logger.Warn("connection closed: its client stalls while it is waited for",
+			"export", c.export.Name, "client", c.client.Name, "reason", reason)
+		c.abort()
+	}
+	return now
 }

@@ -23,10 +23,10 @@ type replies struct {
 	mu      sync.Mutex
 	queue   []*op
 	writing bool
-	broken  bool // a write failed: replies are dropped
 
 	// The writer's, whoever it is.
 	taken  []*op
+	broken bool // a write failed: replies are dropped
 	vector net.Buffers
 	rest   net.Buffers // what of vector is unwritten; a field so that it does not escape at each write
 }
@@ -88,43 +88,52 @@ func (c *conn) writeReplies() {
 			out.mu.Unlock()
 			return
 		}
-		broken := out.broken
 		out.mu.Unlock()
-		if !broken {
-			if err := c.writeTaken(); err != nil {
-				out.mu.Lock()
-				out.broken = true
-				out.mu.Unlock()
-				// The reader has to learn of it, too.
-				c.nc.Close()
+		for rest := out.taken; len(rest) > 0; {
+			n := c.writeSome(rest)
+			for i, o := range rest[:n] {
+				rest[i] = nil
+				c.finish(o)
 			}
-		}
-		for i, o := range out.taken {
-			out.taken[i] = nil
-			c.finish(o)
+			rest = rest[n:]
 		}
 	}
 }
 
-// writeTaken writes the taken replies in one system call where the kernel
-// takes them at once.
-func (c *conn) writeTaken() error {
+// writeAtOnce is how much is written before what it held is given back.
+const writeAtOnce = 1 << 20
+
+// writeSome writes the first of the replies, up to writeAtOnce, in one system
+// call where the kernel takes them at once. It returns how many are dealt with.
+func (c *conn) writeSome(replies []*op) (n int) {
 	out := &c.out
-	if len(out.taken) == 1 && out.taken[0].payload == nil {
-		_, err := c.nc.Write(out.taken[0].head)
-		return err
-	}
 	out.vector = out.vector[:0]
-	for _, o := range out.taken {
+	for size := 0; n < len(replies) && size < writeAtOnce; n++ {
+		o := replies[n]
 		out.vector = append(out.vector, o.head)
 		if o.payload != nil {
 			out.vector = append(out.vector, o.payload.data)
+			size += len(o.payload.data)
 		}
 	}
-	out.rest = out.vector
-	_, err := out.rest.WriteTo(c.nc)
+	if out.broken {
+		return n
+	}
+	var err error
+	if len(out.vector) == 1 {
+		_, err = c.nc.Write(out.vector[0])
+	} else {
+		out.rest = out.vector
+		_, err = out.rest.WriteTo(c.nc)
+	}
 	clear(out.vector)
-	return err
+	if err != nil {
+		out.broken = true
+		c.nc.Close() // the reader has to learn of it, too
+		return n
+	}
+	c.progress.Add(1)
+	return n
 }
 
 // finish gives back all that a request held.

@@ -229,3 +229,31 @@ func (s *Server) isClosed() bool {
 	defer s.mu.Unlock()
 	return s.closed
 }
+
+// acquirePayload takes n bytes of the budget. When that takes long, clients
+// that hold memory and take no replies lose their connection: one that was
+// stopped shall not stop the others.
+func (s *Server) acquirePayload(ctx context.Context, n int64) error {
+	if s.payload.TryAcquire(n) {
+		return nil
+	}
+	for {
+		before := make(map[*conn]uint64)
+		s.mu.Lock()
+		for c := range s.conns {
+			before[c] = c.progress.Load()
+		}
+		s.mu.Unlock()
+		limited, cancel := context.WithTimeout(ctx, stallGrace)
+		err := s.payload.Acquire(limited, n)
+		cancel()
+		if err == nil || ctx.Err() != nil {
+			return err
+		}
+		for c, progress := range before {
+			if c.holdsReplies() {
+				c.abortIfStalled(progress, "memory is short")
+			}
+		}
+	}
+}

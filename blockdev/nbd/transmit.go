@@ -88,7 +88,7 @@ func (c *conn) take(req request) error {
 	}
 	if req.cmd == cmdRead || req.cmd == cmdWrite {
 		cost := c.s.buffers.cost(int(req.length))
-		if err := c.s.payload.Acquire(c.ctx, cost); err != nil {
+		if err := c.s.acquirePayload(c.ctx, cost); err != nil {
 			c.finish(o)
 			return err
 		}
@@ -279,6 +279,7 @@ func (c *conn) read(p []byte) (int, error) {
 		c.in.received += int64(n)
 		switch {
 		case n > 0:
+			c.progress.Add(1)
 			return n, nil
 		case err == nil:
 			continue

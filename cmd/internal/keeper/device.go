@@ -1,0 +1,435 @@
+package keeper
+
+import (
+	"context"
+	"log/slog"
+	"path/filepath"
+	"time"
+
+	"github.com/holdfast-storage/holdfast"
+	"github.com/holdfast-storage/holdfast/blockdev/hostdev"
+	"github.com/holdfast-storage/holdfast/blockdev/mount"
+)
+
+const (
+	// endWait bounds the wait for a connection to end once its loop device is
+	// cleared; what still uses it then is cut off.
+	endWait = 10 * time.Second
+	// endPoll is how often that is looked at; the kernel tells nobody.
+	endPoll = 5 * time.Millisecond
+	// inUsePoll and inUseWait bound the wait for other mount namespaces to drop
+	// a file system that was just unmounted here: a container that is ending,
+	// or one that is starting and has not yet left the host's mounts.
+	inUsePoll = 50 * time.Millisecond
+	inUseWait = 5 * time.Second
+)
+
+// device is one kernel device. A device's calls that wait for the device itself
+// (which its daemon serves) run one at a time under turn; lending and aborting
+// do not take turns, since they are what such a call may be waiting for.
+type device struct {
+	target string        // the mountpoint
+	turn   chan struct{} // holds one token
+
+	// Guarded by keeper.mu; conn, once set, is only closed by the turn's holder.
+	spec    DeviceSpec
+	conn    *hostdev.Connection
+	loop    *hostdev.Loop // nil before ConfigureLoop
+	lender  *daemon       // who has or last had the descriptor; nil before the first
+	fs      mount.FileSystem
+	busy    verb
+	removed bool // no longer among the keeper's devices
+}
+
+// find returns a device, or nil.
+func (k *keeper) find(volume holdfast.VolumeID) *device {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return k.devices[volume]
+}
+
+func (k *keeper) mustFind(volume holdfast.VolumeID) (*device, error) {
+	if d := k.find(volume); d != nil {
+		return d, nil
+	}
+	return nil, holdfast.Errorf(holdfast.ErrNotFound, "the keeper holds no device for volume %v", volume)
+}
+
+// inTurn runs work, which may wait for the device, when no other such call
+// runs. It returns at ctx's end at the latest; work then goes on in the
+// background, holding the turn. work's own context ends with ctx.
+func (k *keeper) inTurn(ctx context.Context, d *device, v verb, work func(context.Context) (string, error)) (string, error) {
+	select {
+	case <-d.turn:
+	case <-ctx.Done():
+		k.mu.Lock()
+		busy := d.busy
+		k.mu.Unlock()
+		return "", holdfast.Errorf(holdfast.ErrTimeout, "%s: the device is busy with %s", v, busy)
+	}
+	type outcome struct {
+		text string
+		err  error
+	}
+	done := make(chan outcome, 1)
+	k.mu.Lock()
+	removed := d.removed
+	d.busy = v
+	k.mu.Unlock()
+	if removed {
+		k.endTurn(d)
+		return "", holdfast.Errorf(holdfast.ErrNotFound, "the device was closed")
+	}
+	k.work.Add(1)
+	go func() {
+		defer k.work.Done()
+		text, err := work(ctx)
+		k.endTurn(d)
+		done <- outcome{text, err}
+	}()
+	select {
+	case o := <-done:
+		return o.text, o.err
+	case <-ctx.Done():
+	}
+	select { // both may be ready
+	case o := <-done:
+		return o.text, o.err
+	default:
+		return "", holdfast.Errorf(holdfast.ErrTimeout, "%s goes on: the device did not answer in time", v)
+	}
+}
+
+func (k *keeper) endTurn(d *device) {
+	k.mu.Lock()
+	d.busy = ""
+	k.mu.Unlock()
+	d.turn <- struct{}{}
+	k.noteChange()
+}
+
+// lend is the verb open: it makes a device or lends one again.
+func (k *keeper) lend(ctx context.Context, spec DeviceSpec, to *daemon) (fd int, params hostdev.Params, resend bool, err error) {
+	if err := spec.validate(); err != nil {
+		return -1, params, false, err
+	}
+	// Two calls for one new device must not both make it.
+	select {
+	case <-k.opening:
+		defer func() { k.opening <- struct{}{} }()
+	case <-ctx.Done():
+		return -1, params, false, holdfast.Errorf(holdfast.ErrTimeout, "open: %w", ctx.Err())
+	}
+	d := k.find(spec.Volume)
+	if d == nil {
+		if d, err = k.create(ctx, spec); err != nil {
+			return -1, params, false, err
+		}
+	}
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if d.removed {
+		return -1, params, false, holdfast.Errorf(holdfast.ErrUnavailable, "the old device of volume %s has just been closed; ask again", spec.Name)
+	}
+	if err := d.mayLend(spec, to); err != nil {
+		return -1, params, false, err
+	}
+	if fd, err = d.conn.Dup(); err != nil {
+		return -1, params, false, err
+	}
+	resend = d.lender != nil
+	d.spec.Epoch, d.lender = spec.Epoch, to
+	k.log.Info("device lent", d.attrs(slog.Bool("takeover", resend), slog.Int("pid", to.pid))...)
+	return fd, d.conn.Params(), resend, nil
+}
+
+// mayLend refuses what would show applications another device than the one
+// they have open.
+func (d *device) mayLend(spec DeviceSpec, to *daemon) error {
+	abort := "abort it first; applications then get I/O errors"
+	switch {
+	case d.spec.Session != spec.Session:
+		return holdfast.Errorf(holdfast.ErrRefused, "the device of volume %s is of session %v, not %v", d.spec.Name, d.spec.Session, spec.Session).WithRemedy("%s", abort)
+	case d.spec.Size != spec.Size:
+		return holdfast.Errorf(holdfast.ErrRefused, "the device of volume %s has %d bytes, not %d", d.spec.Name, d.spec.Size, spec.Size).WithRemedy("%s", abort)
+	case d.conn.Ended():
+		return holdfast.Errorf(holdfast.ErrRefused, "the connection of volume %s has ended", d.spec.Name).WithRemedy("%s", abort)
+	case d.lender != nil && d.lender != to && !d.lender.dead():
+		return holdfast.Errorf(holdfast.ErrRefused, "process %d still has the device of volume %s", d.lender.pid, d.spec.Name)
+	case d.lender != nil && !d.conn.Params().CanResend():
+		return holdfast.Errorf(holdfast.ErrRefused, "this kernel cannot repeat what the dead daemon had read of volume %s", d.spec.Name).WithRemedy("%s", abort)
+	}
+	return nil
+}
+
+// create makes the connection of a new device. The caller holds opening.
+func (k *keeper) create(ctx context.Context, spec DeviceSpec) (*device, error) {
+	k.mu.Lock()
+	full := len(k.devices) >= maxDevices
+	var taken holdfast.VolumeID
+	for id, d := range k.devices {
+		if d.spec.Name == spec.Name {
+			taken = id
+		}
+	}
+	k.mu.Unlock()
+	if full {
+		return nil, holdfast.Errorf(holdfast.ErrRefused, "the keeper holds %d devices already", maxDevices)
+	}
+	if !taken.IsZero() {
+		return nil, holdfast.Errorf(holdfast.ErrRefused, "the name %s is in use by the device of volume %v", spec.Name, taken)
+	}
+	conn, err := hostdev.Connect(ctx)
+	if err != nil {
+		return nil, err
+	}
+	d := &device{target: filepath.Join(mountsDir(k.opts.DataDir), spec.Name), turn: make(chan struct{}, 1), spec: spec, conn: conn}
+	d.turn <- struct{}{}
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.devices[spec.Volume] = d
+	return d, nil
+}
+
+func (d *device) attrs(more ...any) []any {
+	return append([]any{slog.String("volume", d.spec.Name), slog.Uint64("epoch", uint64(d.spec.Epoch)), slog.Uint64("connection", d.conn.ID())}, more...)
+}
+
+// configureLoop is the verb loop.
+func (k *keeper) configureLoop(ctx context.Context, d *device) (string, error) {
+	if path := k.loopPath(d); path != "" {
+		return path, nil
+	}
+	return k.inTurn(ctx, d, verbLoop, func(ctx context.Context) (string, error) {
+		if path := k.loopPath(d); path != "" {
+			return path, nil
+		}
+		f, err := d.conn.OpenFile()
+		if err != nil {
+			return "", err
+		}
+		loop, err := hostdev.ConfigureLoop(ctx, f, "holdfast "+d.spec.Name)
+		_ = f.Close()
+		if err != nil {
+			return "", err
+		}
+		d.conn.Release() // from here on the loop device keeps the file system
+		k.mu.Lock()
+		d.loop = loop
+		k.mu.Unlock()
+		k.log.Info("loop device configured", d.attrs(slog.String("device", loop.Path()))...)
+		return loop.Path(), nil
+	})
+}
+
+func (k *keeper) loopPath(d *device) string {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if d.loop == nil {
+		return ""
+	}
+	return d.loop.Path()
+}
+
+// withLoop runs work in turn on a device that has its loop device.
+func (k *keeper) withLoop(ctx context.Context, d *device, v verb, work func(ctx context.Context, path string) (string, error)) (string, error) {
+	return k.inTurn(ctx, d, v, func(ctx context.Context) (string, error) {
+		path := k.loopPath(d)
+		if path == "" {
+			return "", holdfast.Errorf(holdfast.ErrInvalid, "volume %s has no loop device yet", d.spec.Name)
+		}
+		if d.conn.Ended() {
+			return "", deadDevice(d)
+		}
+		return work(ctx, path)
+	})
+}
+
+func deadDevice(d *device) error {
+	return holdfast.Errorf(holdfast.ErrIO, "the device of volume %s is dead: its connection has ended", d.spec.Name).WithRemedy("abort it and attach again")
+}
+
+// mount is the verb mount.
+func (k *keeper) mount(ctx context.Context, d *device, opts MountOptions) (string, error) {
+	options, err := mount.ParseOptions(opts.FS, opts.Options)
+	if err != nil {
+		return "", err
+	}
+	return k.withLoop(ctx, d, verbMount, func(ctx context.Context, path string) (string, error) {
+		k.mu.Lock()
+		draining := k.draining
+		k.mu.Unlock()
+		if draining {
+			return "", holdfast.Errorf(holdfast.ErrUnavailable, "this node is stopping")
+		}
+		if err := mount.PrepareTarget(d.target); err != nil {
+			return "", err
+		}
+		if err := mount.Mount(path, d.target, opts.FS, options); err != nil {
+			return "", err
+		}
+		if err := alive(d, options); err != nil {
+			return "", err
+		}
+		k.mu.Lock()
+		d.fs = opts.FS
+		k.mu.Unlock()
+		k.log.Info("volume mounted", d.attrs(slog.String("path", d.target), slog.String("device", path))...)
+		return mount.DataPath(d.target), nil
+	})
+}
+
+// alive refuses a mount that is there but dead: on an ended connection, or
+// turned read-only by an error.
+func alive(d *device, wanted mount.Options) error {
+	e, mounted, err := mount.At(d.target)
+	switch {
+	case err != nil:
+		return err
+	case !mounted || d.conn.Ended():
+		return deadDevice(d)
+	case e.ReadOnly() && !wanted.ReadOnly():
+		return holdfast.Errorf(holdfast.ErrIO, "the file system of volume %s went read-only after an error", d.spec.Name).
+			WithRemedy("end its containers and mount it again")
+	}
+	return nil
+}
+
+// unmount is the verb unmount.
+func (k *keeper) unmount(ctx context.Context, d *device, force bool) error {
+	_, err := k.inTurn(ctx, d, verbUnmount, func(ctx context.Context) (string, error) {
+		return "", k.unmountInTurn(ctx, d, force)
+	})
+	return err
+}
+
+func (k *keeper) unmountInTurn(ctx context.Context, d *device, force bool) error {
+	_, mounted, err := d.mounted()
+	if err != nil {
+		return err
+	}
+	if mounted {
+		if err := mount.Unmount(ctx, d.target, force); err != nil {
+			return err
+		}
+		k.mu.Lock()
+		d.fs = ""
+		k.mu.Unlock()
+		k.log.Info("volume unmounted", d.attrs(slog.String("path", d.target), slog.Bool("forced", force))...)
+	}
+	if d.loop == nil || force {
+		return nil
+	}
+	return d.waitUnused(ctx)
+}
+
+// waitUnused waits until no mount namespace has the file system.
+func (d *device) waitUnused(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, inUseWait)
+	defer cancel()
+	for {
+		inUse, err := d.loop.InUse()
+		if err != nil || !inUse {
+			return err
+		}
+		select {
+		case <-time.After(inUsePoll):
+		case <-ctx.Done():
+			return holdfast.Errorf(holdfast.ErrRefused, "%s (volume %s) is still mounted in another mount namespace", d.loop.Path(), d.spec.Name).
+				WithRemedy("end the containers that use the volume")
+		}
+	}
+}
+
+// mounted says whether the device's file system is seen at its mountpoint.
+func (d *device) mounted() (mount.Entry, bool, error) {
+	e, ok, err := mount.At(d.target)
+	return e, ok && e.Major == loopMajor, err
+}
+
+// close is the verb close.
+func (k *keeper) close(ctx context.Context, d *device) error {
+	_, err := k.inTurn(ctx, d, verbClose, func(ctx context.Context) (string, error) {
+		_, mounted, err := d.mounted()
+		if err != nil {
+			return "", err
+		}
+		if mounted {
+			return "", holdfast.Errorf(holdfast.ErrRefused, "volume %s is mounted", d.spec.Name).WithRemedy("unmount it first")
+		}
+		if d.loop != nil && !d.conn.Ended() {
+			if err := d.waitUnused(ctx); err != nil {
+				return "", err
+			}
+			if err := d.loop.Sync(); err != nil {
+				return "", err
+			}
+		}
+		k.end(d)
+		return "", nil
+	})
+	return err
+}
+
+// abort is the verb abort. Cutting the connection needs no turn: it is what
+// ends the calls that wait for the device.
+func (k *keeper) abort(ctx context.Context, d *device) error {
+	k.log.Warn("device aborted", d.attrs()...)
+	k.mu.Lock()
+	err := d.conn.Abort()
+	k.mu.Unlock()
+	if err != nil {
+		return err
+	}
+	_, err = k.inTurn(ctx, d, verbAbort, func(ctx context.Context) (string, error) {
+		if err := k.unmountInTurn(ctx, d, true); err != nil {
+			return "", err
+		}
+		k.end(d)
+		return "", nil
+	})
+	return err
+}
+
+// end takes the device apart and forgets it. The caller has the turn, and
+// nothing is mounted here.
+func (k *keeper) end(d *device) {
+	if d.loop != nil {
+		d.loop.Clear()
+	}
+	d.conn.Release()
+	for deadline := time.Now().Add(endWait); !d.conn.Ended(); {
+		if time.Now().After(deadline) {
+			if err := d.conn.Abort(); err != nil {
+				k.log.Error("connection not aborted", d.attrs(slog.Any("error", err))...)
+			}
+			break
+		}
+		time.Sleep(endPoll)
+	}
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	d.conn.Close()
+	d.removed = true
+	delete(k.devices, d.spec.Volume)
+	k.log.Info("device closed", d.attrs()...)
+}
+
+// describe returns what is told of a device. The caller holds keeper.mu.
+func (d *device) describe(entries []mount.Entry) Device {
+	v := Device{DeviceSpec: d.spec, Params: d.conn.Params(), Ended: d.conn.Ended(), Connection: d.conn.ID(), Busy: string(d.busy)}
+	if d.lender != nil {
+		v.Orphaned = d.lender.dead()
+		v.Lent = !v.Orphaned
+	}
+	if d.loop == nil {
+		return v
+	}
+	v.Loop = d.loop.Path()
+	for _, e := range entries {
+		if e.Target == d.target && e.Major == loopMajor && e.Minor == d.loop.Number() {
+			v.MountPath, v.FS = mount.DataPath(d.target), mount.FileSystem(e.FS)
+		}
+	}
+	return v
+}

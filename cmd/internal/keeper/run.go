@@ -1,0 +1,369 @@
+package keeper
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/holdfast-storage/holdfast"
+	"github.com/holdfast-storage/holdfast/blockdev/hostdev"
+	"github.com/holdfast-storage/holdfast/blockdev/mount"
+)
+
+const (
+	// defaultMountGrace is how long Unmount is still served after SIGTERM, and
+	// defaultDaemonGrace how long the daemon then has to end: together they fit
+	// into a container's --stop-timeout of 30 seconds when no mount is left, and
+	// into 35 when one is.
+	defaultMountGrace  = 25 * time.Second
+	defaultDaemonGrace = 8 * time.Second
+	// lastUnmounts bounds the unmounts of what is left then.
+	lastUnmounts = 3 * time.Second
+)
+
+// Options of Run.
+type Options struct {
+	// DataDir is the node's data directory, an absolute path, the same in the
+	// container and on the host.
+	DataDir string
+	// Command is the daemon's program and arguments.
+	Command []string
+	// Logger gets state changes; nil discards them.
+	Logger *slog.Logger
+	// MountGrace is how long unmounts are waited for after SIGTERM; zero means 25 s.
+	MountGrace time.Duration
+	// DaemonGrace is how long the daemon then has to end; zero means 8 s.
+	DaemonGrace time.Duration
+}
+
+func (o *Options) validate() error {
+	if !filepath.IsAbs(o.DataDir) {
+		return holdfast.Errorf(holdfast.ErrInvalid, "the data directory %q is not an absolute path", o.DataDir)
+	}
+	if len(o.Command) == 0 {
+		return holdfast.Errorf(holdfast.ErrInvalid, "the keeper has no daemon to start").WithRemedy("holdfast keeper -- serve FLAGS")
+	}
+	if o.Logger == nil {
+		o.Logger = slog.New(slog.DiscardHandler)
+	}
+	if o.MountGrace == 0 {
+		o.MountGrace = defaultMountGrace
+	}
+	if o.DaemonGrace == 0 {
+		o.DaemonGrace = defaultDaemonGrace
+	}
+	return nil
+}
+
+// keeper is one run.
+type keeper struct {
+	opts      Options
+	log       *slog.Logger
+	instance  holdfast.InstanceID
+	namespace uint64
+	lacks     []Lack
+	children  *children
+	opening   chan struct{} // one token: one new device at a time
+	changed   chan struct{} // holds one: a device or a mount changed
+
+	ctx  context.Context // of the requests; ends last
+	work sync.WaitGroup
+
+	mu       sync.Mutex
+	devices  map[holdfast.VolumeID]*device
+	daemon   *daemon   // who said hello last; nil before the first
+	past     []*daemon // dead ones, which devices may still name
+	greeted  bool
+	draining bool
+	conns    map[*net.UnixConn]struct{} // nil once closing
+}
+
+// Run is the keeper: it returns when the daemon has ended for good or after
+// SIGTERM or SIGINT, with the exit code of the process. As PID 1 it reaps every
+// orphan; else it becomes a subreaper, so that it inherits those of its daemon.
+//
+// After a signal it still serves Unmount until no mount is left, for MountGrace
+// at most (a second signal ends the wait); unmounts what is left, lazily; ends
+// the daemon; and returns. Devices end with the keeper: what still uses them
+// gets I/O errors.
+func Run(ctx context.Context, opts Options) (code int, err error) {
+	if err := opts.validate(); err != nil {
+		return 2, err
+	}
+	k := &keeper{
+		opts: opts, log: opts.Logger, instance: holdfast.NewID[holdfast.InstanceID](), children: newChildren(opts.Logger),
+		opening: make(chan struct{}, 1), changed: make(chan struct{}, 1),
+		devices: make(map[holdfast.VolumeID]*device), conns: make(map[*net.UnixConn]struct{}),
+	}
+	k.opening <- struct{}{}
+	signals := make(chan os.Signal, 2)
+	signal.Notify(signals, unix.SIGTERM, unix.SIGINT)
+	defer signal.Stop(signals)
+	unlock, err := k.prepare(ctx)
+	if err != nil {
+		return 1, err
+	}
+	defer unlock()
+	l, err := listen(SocketPath(opts.DataDir))
+	if err != nil {
+		return 1, err
+	}
+	return k.run(ctx, l, signals), nil
+}
+
+// prepare does what comes before the first request.
+func (k *keeper) prepare(ctx context.Context) (unlock func(), err error) {
+	if err := os.MkdirAll(mountsDir(k.opts.DataDir), 0o711); err != nil {
+		return nil, holdfast.Errorf(holdfast.ErrIO, "make the directory of mounts: %w", err)
+	}
+	if k.opts.DataDir, err = filepath.EvalSymlinks(k.opts.DataDir); err != nil { // as the mount table spells it
+		return nil, holdfast.Errorf(holdfast.ErrIO, "resolve the data directory: %w", err)
+	}
+	lock, err := os.OpenFile(filepath.Join(k.opts.DataDir, "keeper.lock"), os.O_CREATE|os.O_RDWR, 0o600)
+	if err != nil {
+		return nil, holdfast.Errorf(holdfast.ErrIO, "open the keeper's lock: %w", err)
+	}
+	unlock = func() { _ = lock.Close() }
+	defer func() {
+		if err != nil {
+			unlock()
+		}
+	}()
+	if err := unix.Flock(int(lock.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		return nil, holdfast.Errorf(holdfast.ErrRefused, "another keeper runs in %s", k.opts.DataDir).WithRemedy("stop it, or choose another --data-dir")
+	}
+	if k.namespace, err = mountNamespace(); err != nil {
+		return nil, err
+	}
+	if os.Getpid() != 1 {
+		if err := unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0); err != nil {
+			return nil, holdfast.Errorf(holdfast.ErrInternal, "become a subreaper: %w", err)
+		}
+	}
+	if err := k.clearOldMounts(); err != nil {
+		return nil, err
+	}
+	k.lacks = k.look(ctx)
+	for _, l := range k.lacks {
+		k.log.Warn("this host lacks something", slog.String("lack", l.What), slog.String("remedy", l.Remedy))
+	}
+	return unlock, nil
+}
+
+// run serves until a signal, ctx's end or the daemon's own end.
+func (k *keeper) run(ctx context.Context, l *net.UnixListener, signals <-chan os.Signal) int {
+	var cancelAll context.CancelFunc
+	k.ctx, cancelAll = context.WithCancel(context.WithoutCancel(ctx))
+	daemonCtx, stopDaemon := context.WithCancel(k.ctx)
+	defer stopDaemon()
+	k.work.Add(3)
+	go func() { defer k.work.Done(); k.children.reap(k.ctx) }()
+	go k.accept(l)
+	ended := make(chan int, 1)
+	go func() { defer k.work.Done(); ended <- k.supervise(daemonCtx) }()
+	var code int
+	select {
+	case code = <-ended:
+	case s := <-signals:
+		k.log.Info("keeper stops", slog.String("signal", s.String()))
+		code = k.drain(signals, ended, stopDaemon)
+	case <-ctx.Done():
+		code = k.drain(signals, ended, stopDaemon)
+	}
+	k.endDevices()
+	_ = l.Close()
+	_ = os.Remove(SocketPath(k.opts.DataDir))
+	k.closeConversations()
+	cancelAll()
+	k.work.Wait()
+	k.log.Info("keeper ended", slog.Int("code", code))
+	return code
+}
+
+// drain serves unmounts while it may, then ends the daemon.
+func (k *keeper) drain(signals <-chan os.Signal, ended <-chan int, stopDaemon func()) (code int) {
+	k.mu.Lock()
+	k.draining = true
+	k.mu.Unlock()
+	k.work.Add(1)
+	go func() { defer k.work.Done(); k.syncMounts() }() // in case not all are unmounted in time
+	grace := time.NewTimer(k.opts.MountGrace)
+	defer grace.Stop()
+wait:
+	for k.mountsLeft() > 0 {
+		select {
+		case <-k.changed:
+		case <-grace.C:
+			k.log.Warn("volumes are still mounted", slog.Int("mounts", k.mountsLeft()), slog.Duration("waited", k.opts.MountGrace))
+			break wait
+		case <-signals:
+			break wait
+		case code = <-ended:
+			return code
+		}
+	}
+	k.forceUnmounts()
+	stopDaemon()
+	return <-ended
+}
+
+// noteChange wakes drain.
+func (k *keeper) noteChange() {
+	select {
+	case k.changed <- struct{}{}:
+	default:
+	}
+}
+
+// all returns the devices.
+func (k *keeper) all() []*device {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	var all []*device
+	for _, d := range k.devices {
+		all = append(all, d)
+	}
+	return all
+}
+
+func (k *keeper) mountsLeft() (n int) {
+	for _, d := range k.all() {
+		if _, mounted, err := d.mounted(); mounted || err != nil {
+			n++
+		}
+	}
+	return n
+}
+
+// syncMounts writes out what is dirty in every mounted volume.
+func (k *keeper) syncMounts() {
+	var all sync.WaitGroup
+	for _, d := range k.all() {
+		if _, mounted, err := d.mounted(); !mounted || err != nil {
+			continue
+		}
+		all.Go(func() {
+			if err := mount.SyncFS(d.target); err != nil {
+				k.log.Error("volume not synced", d.attrs(slog.Any("error", err))...)
+			}
+		})
+	}
+	all.Wait()
+}
+
+// forceUnmounts takes the mounts that are left away, while the daemon still
+// serves them: what no container has open is thereby unmounted in good order.
+func (k *keeper) forceUnmounts() {
+	ctx, cancel := context.WithTimeout(k.ctx, lastUnmounts)
+	defer cancel()
+	var all sync.WaitGroup
+	for _, d := range k.all() {
+		all.Go(func() {
+			if err := k.unmount(ctx, d, true); err != nil {
+				k.log.Error("volume not unmounted", d.attrs(slog.Any("error", err))...)
+			}
+		})
+	}
+	all.Wait()
+}
+
+// endDevices cuts every connection: with its daemon gone nobody will answer,
+// and a process that waits for an answer could not end.
+func (k *keeper) endDevices() {
+	for _, d := range k.all() {
+		k.mu.Lock()
+		err := d.conn.Abort()
+		k.mu.Unlock()
+		if err != nil {
+			k.log.Error("connection not aborted", d.attrs(slog.Any("error", err))...)
+		}
+	}
+	ctx, cancel := context.WithTimeout(k.ctx, lastUnmounts)
+	defer cancel()
+	for _, d := range k.all() {
+		if err := k.abort(ctx, d); err != nil {
+			k.log.Error("device not ended", d.attrs(slog.Any("error", err))...)
+		}
+	}
+}
+
+// track remembers a conversation for closeConversations; false once that has run.
+func (k *keeper) track(conn *net.UnixConn) bool {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if k.conns == nil {
+		return false
+	}
+	k.conns[conn] = struct{}{}
+	return true
+}
+
+func (k *keeper) untrack(conn *net.UnixConn) {
+	_ = conn.Close()
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	delete(k.conns, conn)
+}
+
+func (k *keeper) closeConversations() {
+	k.mu.Lock()
+	conns := k.conns
+	k.conns = nil
+	k.mu.Unlock()
+	for c := range conns {
+		_ = c.Close()
+	}
+}
+
+// clearOldMounts takes away what a keeper that was killed left in a host's
+// namespace: mounts of loop devices below the directory of mounts, dead since
+// its descriptors were closed. The lock says that it is dead.
+func (k *keeper) clearOldMounts() error {
+	entries, err := mount.Table()
+	if err != nil {
+		return err
+	}
+	dir := mountsDir(k.opts.DataDir)
+	var errs []error
+	for i := len(entries) - 1; i >= 0; i-- {
+		e := entries[i]
+		if e.Major != loopMajor || filepath.Dir(e.Target) != dir {
+			continue
+		}
+		k.log.Warn("dead mount of an earlier run taken away", slog.String("path", e.Target), slog.String("device", e.Source))
+		if err := unix.Unmount(e.Target, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW); err != nil && !errors.Is(err, unix.EINVAL) {
+			errs = append(errs, fmt.Errorf("unmount %s: %w", e.Target, err))
+		}
+	}
+	if err := errors.Join(errs...); err != nil {
+		return holdfast.Errorf(holdfast.ErrInternal, "take away old mounts: %w", err)
+	}
+	return nil
+}
+
+// look finds out what this host does not give, and takes what it does give.
+func (k *keeper) look(ctx context.Context) []Lack {
+	lacks := takePrivileges()
+	works := false
+	for _, w := range hostdev.Probe(ctx) {
+		works = works || w.Works
+		if w.Lack != "" && w.Name == "fuse-loop" {
+			lacks = append(lacks, Lack{What: "kernel devices: " + w.Lack, Remedy: w.Remedy})
+		}
+	}
+	e, err := mount.Covering(mountsDir(k.opts.DataDir))
+	if err == nil && works && !e.Shared && e.Target != "/" {
+		lacks = append(lacks, Lack{What: "mounts below " + k.opts.DataDir + " are not seen outside this mount namespace",
+			Remedy: fmt.Sprintf("in a container: -v %s:%s:rshared", k.opts.DataDir, k.opts.DataDir)})
+	}
+	return lacks
+}
