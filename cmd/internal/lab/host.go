@@ -117,6 +117,11 @@ func (h *Host) Exec(ctx context.Context, args ...string) (string, error) {
 	return out, nil
 }
 
+func (h *Host) hasImage(ctx context.Context, tag string) bool {
+	_, err := h.Docker(ctx, "image", "inspect", "-f", "{{.Id}}", tag)
+	return err == nil
+}
+
 // Kill ends every process of the host at once, as a power cut does: the engine, its
 // containers, the node. What the host's kernel had not written is not lost, since the
 // kernel is the machine's. It returns once they are dead. It may be called while other

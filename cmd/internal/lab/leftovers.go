@@ -44,8 +44,8 @@ func Leftovers(ctx context.Context) ([]string, error) {
 
 // leftInEngine lists what carries the label of a lab.
 func leftInEngine(ctx context.Context) ([]string, error) {
-	if _, err := docker(ctx, "version", "-f", "{{.Server.Version}}"); err != nil {
-		return nil, nil // no engine, so nothing in it
+	if !engineAnswers(ctx) {
+		return nil, nil // so nothing is in it
 	}
 	var found []string
 	for _, q := range []struct {
@@ -65,6 +65,11 @@ func leftInEngine(ctx context.Context) ([]string, error) {
 		}
 	}
 	return found, nil
+}
+
+func engineAnswers(ctx context.Context) bool {
+	_, err := docker(ctx, "version", "-f", "{{.Server.Version}}")
+	return err == nil
 }
 
 // leftSockets lists plugin sockets of tests, whose drivers are named hf...; a dead one
@@ -182,7 +187,7 @@ func fuseConnections() ([]string, error) {
 		if err != nil {
 			return nil, fmt.Errorf("make a mount point: %w", err)
 		}
-		defer os.Remove(temp)
+		defer os.Remove(temp) //nolint:errcheck // below the system's temporary directory
 		if err := unix.Mount("fusectl", temp, "fusectl", 0, ""); err != nil {
 			return nil, fmt.Errorf("mount fusectl: %w", err)
 		}
@@ -204,9 +209,12 @@ var containerID = regexp.MustCompile(`^[0-9a-f]{64}$`)
 
 // leftCgroups lists cgroups of containers that the engine no longer has.
 func leftCgroups(ctx context.Context) ([]string, error) {
+	if !engineAnswers(ctx) {
+		return nil, nil // so nobody can say whose they are
+	}
 	ids, err := lines(docker(ctx, "ps", "-aq", "--no-trunc"))
 	if err != nil {
-		return nil, nil // no engine
+		return nil, err
 	}
 	var found []string
 	for _, root := range cgroupRoots {
