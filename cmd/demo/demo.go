@@ -196,7 +196,7 @@ func (d *demo) verify(ctx context.Context, l *ledger, address string, f *form) e
 // close removes all that the demo made.
 func (d *demo) close(ctx context.Context) error {
 	if d.temp != "" {
-		defer os.RemoveAll(d.temp)
+		defer os.RemoveAll(d.temp) //nolint:errcheck // below the system's temporary directory
 	}
 	if d.lab == nil || d.options.keep {
 		return nil

@@ -83,7 +83,8 @@ func leftSockets(context.Context) ([]string, error) {
 // holdfast's.
 var ours = regexp.MustCompile(`holdfast|/hf[a-z]*[0-9-]`)
 
-// leftLoops lists loop devices over files of holdfast, or over files that are gone.
+// leftLoops lists loop devices over files of holdfast, or over files that are gone. A
+// volume's FUSE file stands in no mount namespace, and so its path is "/".
 func leftLoops(context.Context) ([]string, error) {
 	backing, err := filepath.Glob("/sys/block/loop*/loop/backing_file")
 	if err != nil {
@@ -95,7 +96,7 @@ func leftLoops(context.Context) ([]string, error) {
 		if err != nil {
 			continue // detached since
 		}
-		if name := strings.TrimSpace(string(file)); ours.MatchString(name) || strings.HasSuffix(name, "(deleted)") {
+		if name := strings.TrimSpace(string(file)); name == "/" || ours.MatchString(name) || strings.HasSuffix(name, "(deleted)") {
 			found = append(found, "loop device /dev/"+strings.Split(path, "/")[3]+" over "+name)
 		}
 	}
@@ -103,8 +104,8 @@ func leftLoops(context.Context) ([]string, error) {
 }
 
 // leftFuse lists mounts of holdfast in any mount namespace, and FUSE connections that
-// are holdfast's or nobody's: one without a mount was leaked by a process that cannot
-// end.
+// are holdfast's: those without a mount, which is how volumes are served, and those that
+// are mounted at a path of holdfast's.
 func leftFuse(context.Context) ([]string, error) {
 	mounts, err := allMounts()
 	if err != nil {
