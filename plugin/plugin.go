@@ -72,6 +72,8 @@ type Volumes interface {
 	// Unmount ends the use by id. When the last id leaves, the file system is
 	// flushed and unmounted and the attachment ends; on return all that was
 	// written through the mount is durable. An id, or a volume, that is not
-	// there is success.
+	// there is success. The use has ended even if ctx ends first or the call
+	// fails: orchestrators do not repeat an Unmount, so the node goes on by
+	// itself until the volume is unmounted.
 	Unmount(ctx context.Context, name, id string) error
 }

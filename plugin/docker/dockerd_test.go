@@ -41,9 +41,9 @@ type realDocker struct {
 	server *Server
 }
 
-// engineScript starts dockerd with its data in $1 and $1/plugins as its directory of
-// plugin sockets, in mount and network namespaces of its
-// own: with --bridge none, dockerd removes docker0.
+// engineScript starts dockerd with its data in $1 and $1/run/plugins as its directory of
+// plugin sockets, in mount and network namespaces of its own: with --bridge none,
+// dockerd removes docker0.
 const engineScript = `set -eu
 mkdir -p /run/docker /run/containerd
 mount --make-rprivate /

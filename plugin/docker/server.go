@@ -107,7 +107,9 @@ func Serve(options Options) (*Server, error) {
 		Handler:           s.counted(s.routes()),
 		ReadHeaderTimeout: 10 * time.Second, // an engine writes its header at once
 		MaxHeaderBytes:    16 << 10,
-		ErrorLog:          slog.NewLogLogger(s.log.Handler(), slog.LevelDebug),
+		// No idle timeout: an engine that writes into a connection as it is closed
+		// repeats the call without its body.
+		ErrorLog: slog.NewLogLogger(s.log.Handler(), slog.LevelDebug),
 	}
 	s.work.Go(func() {
 		if err := s.http.Serve(socket); !errors.Is(err, http.ErrServerClosed) {

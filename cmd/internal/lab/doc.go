@@ -12,5 +12,8 @@
 // there. Images stay, named by their content, so that the next lab starts in
 // seconds.
 //
+// Tried: cgroup v1 with the restricted profile. The normal profile and cgroup v2 follow
+// docker-in-docker's recipe and await such a machine.
+//
 // Start reading at Open, then Host.
 package lab

@@ -46,9 +46,12 @@ func newHost(l *Lab, number int, subnet netip.Prefix) *Host {
 
 func hostName(lab string, number int) string { return fmt.Sprintf("%s-h%d", lab, number) }
 
+// dataVolume ends the name of the volume that holds a node's data.
+const dataVolume = "-data"
+
 // volumes are the names of a host's volumes and where they are mounted in it.
 func volumes(container string) map[string]string {
-	return map[string]string{container + "-docker": "/var/lib/docker", container + "-data": DataDir}
+	return map[string]string{container + "-docker": "/var/lib/docker", container + dataVolume: DataDir}
 }
 
 // create makes the host's volumes and container, starts it, and waits for its engine,
@@ -65,8 +68,8 @@ func (h *Host) create(ctx context.Context) error {
 		args = append(args, "--mount", "type=volume,volume-driver=local,src="+volume+",dst="+path)
 	}
 	args = append(args, h.lab.options.Profile.hostFlags()...)
-	wipe := "rm -rf /var/lib/docker/swarm /var/lib/docker/containers /var/lib/docker/volumes /var/lib/docker/network /var/lib/docker/plugins; find " +
-		DataDir + " -mindepth 1 -delete; exec sh /usr/local/bin/host.sh"
+	wipe := "rm -rf /var/lib/docker/swarm /var/lib/docker/containers /var/lib/docker/volumes /var/lib/docker/network /var/lib/docker/plugins; chattr -R -f -i " +
+		DataDir + "; find " + DataDir + " -mindepth 1 -delete; exec sh /usr/local/bin/host.sh"
 	// The wipe is for volumes that an earlier lab kept; it must not run again when the
 	// host is started after a kill, and so leaves a mark in the container's layer.
 	script := "[ -e /started ] && exec sh /usr/local/bin/host.sh; touch /started; " + wipe
@@ -115,6 +118,11 @@ func (h *Host) Exec(ctx context.Context, args ...string) (string, error) {
 		return out, fmt.Errorf("on %s: %w", h.Name, err)
 	}
 	return out, nil
+}
+
+func (h *Host) hasImage(ctx context.Context, tag string) bool {
+	_, err := h.Docker(ctx, "image", "inspect", "-f", "{{.Id}}", tag)
+	return err == nil
 }
 
 // Kill ends every process of the host at once, as a power cut does: the engine, its

@@ -74,7 +74,7 @@ func ensureBase(ctx context.Context, say func(string)) error {
 	if err != nil {
 		return fmt.Errorf("make a directory for the base image: %w", err)
 	}
-	defer os.RemoveAll(root)
+	defer os.RemoveAll(root) //nolint:errcheck // below the system's temporary directory
 	if _, err := run(ctx, nil, "debootstrap", "--variant=minbase", "bookworm", root); err != nil {
 		return fmt.Errorf("make the base image: %w", err)
 	}
@@ -97,21 +97,21 @@ func buildImage(ctx context.Context, dir, name, binary string, say func(string))
 		return tag, nil
 	}
 	say("building image " + tag)
-	context, err := os.MkdirTemp("", "hflab-context")
+	folder, err := os.MkdirTemp("", "hflab-context")
 	if err != nil {
 		return "", fmt.Errorf("make a build context: %w", err)
 	}
-	defer os.RemoveAll(context)
-	if err := os.CopyFS(context, os.DirFS(dir)); err != nil {
+	defer os.RemoveAll(folder) //nolint:errcheck // below the system's temporary directory
+	if err := os.CopyFS(folder, os.DirFS(dir)); err != nil {
 		return "", fmt.Errorf("copy the sources of image %s: %w", name, err)
 	}
 	if binary != "" {
-		if err := copyFile(filepath.Join(context, "holdfast"), binary, 0o755); err != nil {
+		if err := copyFile(filepath.Join(folder, "holdfast"), binary, 0o755); err != nil {
 			return "", err
 		}
 	}
 	// The label lets old builds be found: docker image prune -f --filter label=holdfast.lab
-	if _, err := docker(ctx, "build", "--label", label+"=image", "-t", tag, context); err != nil {
+	if _, err := docker(ctx, "build", "--label", label+"=image", "-t", tag, folder); err != nil {
 		return "", fmt.Errorf("build image %s: %w", name, err)
 	}
 	return tag, nil

@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"sync"
 
@@ -89,7 +90,7 @@ func Open(ctx context.Context, options Options) (*Lab, error) {
 	for i := range options.Hosts {
 		l.Hosts = append(l.Hosts, newHost(l, i+1, subnet))
 	}
-	if err := l.each(func(h *Host) error { return h.create(ctx) }); err != nil {
+	if err := each(l.Hosts, func(h *Host) error { return h.create(ctx) }); err != nil {
 		return nil, errors.Join(err, l.Close(context.WithoutCancel(ctx)))
 	}
 	if err := l.loadImages(ctx); err != nil {
@@ -104,11 +105,11 @@ func (l *Lab) Close(ctx context.Context) error {
 	return Remove(ctx, l.options.Name, l.options.KeepVolumes)
 }
 
-// each runs do for every host at once and joins the errors.
-func (l *Lab) each(do func(*Host) error) error {
-	errs := make([]error, len(l.Hosts))
+// each runs do for all of the hosts at once and joins the errors.
+func each(hosts []*Host, do func(*Host) error) error {
+	errs := make([]error, len(hosts))
 	var all sync.WaitGroup
-	for i, h := range l.Hosts {
+	for i, h := range hosts {
 		all.Go(func() { errs[i] = do(h) })
 	}
 	all.Wait()
@@ -156,33 +157,29 @@ func (l *Lab) loadImages(ctx context.Context) error {
 			want = append(want, tag)
 		}
 	}
+	lacks := func(h *Host) bool {
+		return slices.ContainsFunc(want, func(tag string) bool { return !h.hasImage(ctx, tag) })
+	}
 	var lacking []*Host
-	var mu sync.Mutex
-	err := l.each(func(h *Host) error {
-		for _, tag := range want {
-			if _, err := h.Docker(ctx, "image", "inspect", "-f", "{{.Id}}", tag); err != nil {
-				mu.Lock()
-				lacking = append(lacking, h)
-				mu.Unlock()
-				return nil
-			}
+	for _, h := range l.Hosts {
+		if lacks(h) {
+			lacking = append(lacking, h)
 		}
+	}
+	if len(lacking) == 0 {
 		return nil
-	})
-	if err != nil || len(lacking) == 0 {
-		return err
 	}
 	l.options.Say(fmt.Sprintf("loading images into %d hosts", len(lacking)))
 	dir, err := os.MkdirTemp("", "hflab-images")
 	if err != nil {
 		return fmt.Errorf("make a directory for saved images: %w", err)
 	}
-	defer os.RemoveAll(dir)
+	defer os.RemoveAll(dir) //nolint:errcheck // below the system's temporary directory
 	saved := filepath.Join(dir, "images.tar")
 	if _, err := docker(ctx, append([]string{"save", "-o", saved}, want...)...); err != nil {
 		return fmt.Errorf("save the lab's images: %w", err)
 	}
-	return l.each(func(h *Host) error {
+	return each(lacking, func(h *Host) error {
 		_, err := run(ctx, nil, "sh", "-c", `docker exec -i "$1" docker load -q <"$2"`, "sh", h.container, saved)
 		return err
 	})

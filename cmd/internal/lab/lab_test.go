@@ -114,6 +114,9 @@ func TestRootHosts(t *testing.T) {
 	}
 	pings(true)
 
+	// A node leaves immutable directories; Close removes them all the same.
+	must(h1.Exec(ctx, "sh", "-c", "mkdir -p "+DataDir+"/mounts/bare && chattr +i "+DataDir+"/mounts/bare"))
+
 	// A killed host is dead at once, all of it, and comes back with its disk.
 	pids := must(h1.Docker(ctx, "top", "db", "-eo", "pid"))
 	if err := h1.Kill(ctx); err != nil {

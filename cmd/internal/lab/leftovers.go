@@ -44,8 +44,8 @@ func Leftovers(ctx context.Context) ([]string, error) {
 
 // leftInEngine lists what carries the label of a lab.
 func leftInEngine(ctx context.Context) ([]string, error) {
-	if _, err := docker(ctx, "version", "-f", "{{.Server.Version}}"); err != nil {
-		return nil, nil // no engine, so nothing in it
+	if !engineAnswers(ctx) {
+		return nil, nil // so nothing is in it
 	}
 	var found []string
 	for _, q := range []struct {
@@ -67,6 +67,11 @@ func leftInEngine(ctx context.Context) ([]string, error) {
 	return found, nil
 }
 
+func engineAnswers(ctx context.Context) bool {
+	_, err := docker(ctx, "version", "-f", "{{.Server.Version}}")
+	return err == nil
+}
+
 // leftSockets lists plugin sockets of tests, whose drivers are named hf...; a dead one
 // keeps the engine waiting.
 func leftSockets(context.Context) ([]string, error) {
@@ -78,7 +83,8 @@ func leftSockets(context.Context) ([]string, error) {
 // holdfast's.
 var ours = regexp.MustCompile(`holdfast|/hf[a-z]*[0-9-]`)
 
-// leftLoops lists loop devices over files of holdfast, or over files that are gone.
+// leftLoops lists loop devices over files of holdfast, or over files that are gone. A
+// volume's FUSE file stands in no mount namespace, and so its path is "/".
 func leftLoops(context.Context) ([]string, error) {
 	backing, err := filepath.Glob("/sys/block/loop*/loop/backing_file")
 	if err != nil {
@@ -90,7 +96,7 @@ func leftLoops(context.Context) ([]string, error) {
 		if err != nil {
 			continue // detached since
 		}
-		if name := strings.TrimSpace(string(file)); ours.MatchString(name) || strings.HasSuffix(name, "(deleted)") {
+		if name := strings.TrimSpace(string(file)); name == "/" || ours.MatchString(name) || strings.HasSuffix(name, "(deleted)") {
 			found = append(found, "loop device /dev/"+strings.Split(path, "/")[3]+" over "+name)
 		}
 	}
@@ -98,8 +104,8 @@ func leftLoops(context.Context) ([]string, error) {
 }
 
 // leftFuse lists mounts of holdfast in any mount namespace, and FUSE connections that
-// are holdfast's or nobody's: one without a mount was leaked by a process that cannot
-// end.
+// are holdfast's: those without a mount, which is how volumes are served, and those that
+// are mounted at a path of holdfast's.
 func leftFuse(context.Context) ([]string, error) {
 	mounts, err := allMounts()
 	if err != nil {
@@ -182,7 +188,7 @@ func fuseConnections() ([]string, error) {
 		if err != nil {
 			return nil, fmt.Errorf("make a mount point: %w", err)
 		}
-		defer os.Remove(temp)
+		defer os.Remove(temp) //nolint:errcheck // below the system's temporary directory
 		if err := unix.Mount("fusectl", temp, "fusectl", 0, ""); err != nil {
 			return nil, fmt.Errorf("mount fusectl: %w", err)
 		}
@@ -204,9 +210,12 @@ var containerID = regexp.MustCompile(`^[0-9a-f]{64}$`)
 
 // leftCgroups lists cgroups of containers that the engine no longer has.
 func leftCgroups(ctx context.Context) ([]string, error) {
+	if !engineAnswers(ctx) {
+		return nil, nil // so nobody can say whose they are
+	}
 	ids, err := lines(docker(ctx, "ps", "-aq", "--no-trunc"))
 	if err != nil {
-		return nil, nil // no engine
+		return nil, err
 	}
 	var found []string
 	for _, root := range cgroupRoots {

@@ -141,3 +141,18 @@ func (h *Host) WaitWhole(ctx context.Context, name string, count int) (VolumeSta
 	})
 	return last, err
 }
+
+// KillDaemon kills the node's daemon process alone, as kill -9 does; the keeper, and
+// with it the mounts, live on and start another. It returns without waiting for that.
+func (h *Host) KillDaemon(ctx context.Context) error {
+	// Asked of the engine: the node's image has no tools for it. The keeper's own
+	// command line ends in "-- serve ...", the daemon's begins with "... serve".
+	script := `set -e
+pids=$(docker top ` + nodeContainer + ` -eo pid,args | awk '$3 == "serve" {print $1}')
+test -n "$pids"
+kill -9 $pids`
+	if _, err := h.Exec(ctx, "sh", "-c", script); err != nil {
+		return fmt.Errorf("kill the daemon: %w", err)
+	}
+	return nil
+}

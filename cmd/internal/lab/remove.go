@@ -28,7 +28,12 @@ func Remove(ctx context.Context, name string, keepVolumes bool) error {
 		// Asked of the containers: an engine takes long to list volumes if one of its
 		// other drivers is dead.
 		vols, err := lines(docker(ctx, append([]string{"inspect", "-f", `{{range .Mounts}}{{if eq .Type "volume"}}{{println .Name}}{{end}}{{end}}`}, ids...)...))
-		errs = append(errs, err)
+		if err == nil && !keepVolumes {
+			err = releaseVolumes(ctx, ids, vols)
+		}
+		if err != nil {
+			return fmt.Errorf("remove what is left of lab %s: %w", name, err)
+		}
 		_, err = docker(ctx, append([]string{"rm", "-f"}, ids...)...)
 		errs = append(errs, err)
 		for _, id := range ids {
@@ -49,6 +54,37 @@ func Remove(ctx context.Context, name string, keepVolumes bool) error {
 		return fmt.Errorf("remove what is left of lab %s: %w", name, err)
 	}
 	return nil
+}
+
+// releaseVolumes kills the hosts and makes their volumes removable: a node's bare
+// mountpoints are immutable. It comes before the containers are removed, so that after
+// an error the volumes are still found through them.
+func releaseVolumes(ctx context.Context, ids, vols []string) error {
+	running, err := lines(docker(ctx, "ps", "-q", "--no-trunc", "--filter", "label="+label))
+	if err != nil {
+		return err
+	}
+	running = slices.DeleteFunc(running, func(id string) bool { return !slices.Contains(ids, id) })
+	if len(running) > 0 {
+		if _, err := docker(ctx, append([]string{"kill"}, running...)...); err != nil {
+			return err
+		}
+		if _, err := docker(ctx, append([]string{"wait"}, running...)...); err != nil {
+			return err
+		}
+	}
+	image, err := docker(ctx, "inspect", "-f", "{{.Config.Image}}", ids[0])
+	if err != nil {
+		return err
+	}
+	args := []string{"run", "--rm", "--network", "none", "--cap-add", "LINUX_IMMUTABLE", "--entrypoint", "sh"}
+	for _, v := range vols {
+		if strings.HasSuffix(v, dataVolume) {
+			args = append(args, "--mount", "type=volume,volume-driver=local,src="+v+",dst=/volumes/"+v)
+		}
+	}
+	_, err = docker(ctx, append(args, image, "-c", "chattr -R -f -i /volumes/* || :")...)
+	return err
 }
 
 // cgroupRoots are where the machine's engine keeps the cgroups of its containers, for

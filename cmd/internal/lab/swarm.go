@@ -13,9 +13,9 @@ const swarmDeadline = 60 * time.Second
 
 // StartSwarm joins the hosts into one Swarm, all of them managers, with a dispatcher
 // heartbeat of one second: with the default of five, it takes Swarm up to a minute to
-// notice that a node is dead.
+// notice that a node is dead. The last host is the leader.
 func (l *Lab) StartSwarm(ctx context.Context) error {
-	first := l.Hosts[0]
+	first, others := l.Hosts[len(l.Hosts)-1], l.Hosts[:len(l.Hosts)-1]
 	if _, err := first.Docker(ctx, "swarm", "init", "--advertise-addr", first.Address); err != nil {
 		return fmt.Errorf("make a swarm: %w", err)
 	}
@@ -26,7 +26,7 @@ func (l *Lab) StartSwarm(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("ask for the swarm's token: %w", err)
 	}
-	for _, h := range l.Hosts[1:] { // one at a time: each changes the managers' quorum
+	for _, h := range others { // one at a time: each changes the managers' quorum
 		if _, err := h.Docker(ctx, "swarm", "join", "--advertise-addr", h.Address, "--token", token, first.Address+":2377"); err != nil {
 			return fmt.Errorf("join the swarm: %w", err)
 		}

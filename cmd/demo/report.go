@@ -1,0 +1,86 @@
+package main
+
+import (
+	"encoding/json"
+	"fmt"
+	"io"
+	"os"
+	"time"
+)
+
+// The results of a demo.
+const (
+	resultOK     = "ok"     // every acknowledged row was there
+	resultLost   = "lost"   // acknowledged rows were lost
+	resultFailed = "failed" // the demo could not be carried out
+)
+
+// report is demo.json.
+type report struct {
+	Result  string    `json:"result"`
+	Error   string    `json:"error,omitempty"`
+	Break   string    `json:"break,omitempty"` // the defect that was built in on purpose
+	Profile string    `json:"profile,omitempty"`
+	Version string    `json:"version,omitempty"` // of holdfast
+	Started time.Time `json:"started"`
+	Seconds float64   `json:"seconds"`
+	Forms   []*form   `json:"forms"`
+}
+
+// form is one way of bringing the database back: "container" by hand, "swarm" by Swarm.
+type form struct {
+	Form                 string  `json:"form"`
+	HostKilled           string  `json:"host_killed"`
+	HostAfter            string  `json:"host_after"`
+	RowsAcked            int     `json:"rows_acked"`
+	RowsFound            int     `json:"rows_found"`
+	RowsUnanswered       int     `json:"rows_unanswered"`
+	RowsLost             []int   `json:"rows_lost"` // the first of them
+	SecondsLastAckToKill float64 `json:"seconds_last_ack_to_kill"`
+	SecondsToFirstWrite  float64 `json:"seconds_to_first_write"`
+	SecondsToInSync      float64 `json:"seconds_to_in_sync,omitempty"` // from the host's return
+	RowsWhileHostWasAway int     `json:"rows_while_host_was_away,omitempty"`
+	complete             bool
+}
+
+// maxLostListed bounds how many lost rows are listed.
+const maxLostListed = 20
+
+func (r *report) write(path string) error {
+	text, err := json.MarshalIndent(r, "", "  ")
+	if err != nil {
+		return fmt.Errorf("encode the report: %w", err)
+	}
+	if err := os.WriteFile(path, append(text, '\n'), 0o644); err != nil {
+		return fmt.Errorf("write the report: %w", err)
+	}
+	return nil
+}
+
+// summary prints the report for people.
+func (r *report) summary(out io.Writer) {
+	fmt.Fprintf(out, "\n%-12s %8s %8s %6s %12s   %s\n", "", "acked", "found", "lost", "first write", "")
+	for _, f := range r.Forms {
+		if !f.complete {
+			fmt.Fprintf(out, "%-12s did not end\n", f.Form)
+			continue
+		}
+		fmt.Fprintf(out, "%-12s %8d %8d %6d %10.1f s   %s died, %s went on\n",
+			f.Form, f.RowsAcked, f.RowsFound, f.RowsAcked-f.RowsFound, f.SecondsToFirstWrite, f.HostKilled, f.HostAfter)
+	}
+	fmt.Fprintln(out)
+	switch r.Result {
+	case resultOK:
+		fmt.Fprintf(out, "Every acknowledged row was there. (%.0f s)\n", r.Seconds)
+		if r.Break != "" {
+			fmt.Fprintf(out, "But this holdfast was built to lose rows (%s): the demo did not notice.\n", r.Break)
+		}
+	case resultLost:
+		fmt.Fprintf(out, "ACKNOWLEDGED ROWS WERE LOST. (%.0f s)\n", r.Seconds)
+		if r.Break != "" {
+			fmt.Fprintf(out, "As it should be: this holdfast was built to lose them (%s).\n", r.Break)
+		}
+	default:
+		fmt.Fprintf(out, "The demo could not be carried out: %s\n", r.Error)
+	}
+}
