@@ -144,7 +144,7 @@ func device(t testing.TB, dev *memory) (*Connection, *Server, *Loop) {
 		t.Fatalf("serve: %v", err)
 	}
 	t.Cleanup(func() { _ = c.Abort(); s.Close(ctx) })
-	f, err := c.OpenFile()
+	f, err := OpenRoot(c.Root())
 	if err != nil {
 		t.Fatalf("open the file: %v", err)
 	}

@@ -31,7 +31,11 @@ import (
 const roleVariable = "HOLDFAST_KEEPER_TEST_ROLE"
 
 func TestMain(m *testing.M) {
-	switch os.Getenv(roleVariable) {
+	role := os.Getenv(roleVariable)
+	if Under() != "" {
+		role = os.Args[1]
+	}
+	switch role {
 	case "keeper":
 		os.Exit(runKeeper())
 	case "daemon":
@@ -51,11 +55,8 @@ func runKeeper() int {
 	if r := os.Getenv("HOLDFAST_KEEPER_TEST_DAEMON"); r != "" {
 		role = r
 	}
-	if err := os.Setenv(roleVariable, role); err != nil {
-		return 1
-	}
 	log := slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelDebug}))
-	code, err := Run(context.Background(), Options{DataDir: os.Getenv("HOLDFAST_KEEPER_TEST_DIR"), Command: []string{"/proc/self/exe"},
+	code, err := Run(context.Background(), Options{DataDir: os.Getenv("HOLDFAST_KEEPER_TEST_DIR"), Command: []string{"/proc/self/exe", role},
 		Logger: log, MountGrace: 5 * time.Second})
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "keeper:", err)
@@ -297,6 +298,11 @@ func (s *daemonServer) PID(_ Args, pid *string) error {
 	*pid = link
 	return err
 }
+
+// Orphan leaves a process to the keeper.
+func (s *daemonServer) Orphan(Args, *string) error {
+	return exec.Command("sh", "-c", "sleep 0.01 &").Run()
+}
 func (s *daemonServer) Mounts(_ Args, table *string) error {
 	b, err := os.ReadFile("/proc/self/mountinfo")
 	*table = string(b)
@@ -340,8 +346,18 @@ func needRoot(t testing.TB, programs ...string) {
 	t.Skipf("needs %s", lack)
 }
 
-// startNode starts a keeper in a directory, "" for a new one.
+// startNode starts a keeper in a directory, "" for a new one, with namespaces
+// of its own.
 func startNode(t *testing.T, dir string, environment ...string) *node {
+	return startNodeIn(t, dir, ownNamespaces, environment...)
+}
+
+const (
+	ownNamespaces = true
+	hostNamespace = false
+)
+
+func startNodeIn(t *testing.T, dir string, own bool, environment ...string) *node {
 	t.Helper()
 	if dir == "" {
 		dir = t.TempDir()
@@ -356,7 +372,10 @@ func startNode(t *testing.T, dir string, environment ...string) *node {
 	n.cmd.Env = append(os.Environ(), roleVariable+"=keeper", "HOLDFAST_KEEPER_TEST_DIR="+dir)
 	n.cmd.Env = append(n.cmd.Env, environment...)
 	n.cmd.Stdout, n.cmd.Stderr = log, log
-	n.cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: unix.CLONE_NEWPID, Unshareflags: unix.CLONE_NEWNS, Pdeathsig: unix.SIGKILL}
+	n.cmd.SysProcAttr = &syscall.SysProcAttr{}
+	if own {
+		n.cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: unix.CLONE_NEWPID, Unshareflags: unix.CLONE_NEWNS}
+	}
 	if err := n.cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
@@ -367,15 +386,16 @@ func startNode(t *testing.T, dir string, environment ...string) *node {
 			b, _ := os.ReadFile(filepath.Join(dir, "log"))
 			t.Logf("log of the node:\n%s", b)
 		}
-		clearImmutable(dir)
+		clearMounts(dir)
 	})
 	return n
 }
 
-// clearImmutable makes the bare mountpoints removable.
-func clearImmutable(dir string) {
+// clearMounts makes the directory of mounts removable.
+func clearMounts(dir string) {
 	paths, _ := filepath.Glob(filepath.Join(mountsDir(dir), "*"))
 	for _, p := range paths {
+		_ = mount.Unmount(context.Background(), p, true)
 		_ = mount.RemoveTarget(p)
 	}
 }
@@ -449,10 +469,37 @@ func (n *node) killDaemon() {
 	}
 }
 
-// inside prepares a program that runs in the keeper's mount namespace, as a
+// mounterPID is the process that is in the namespace of the mounts.
+func (n *node) mounterPID() int {
+	n.t.Helper()
+	tasks, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/children", n.cmd.Process.Pid))
+	if err != nil {
+		n.t.Fatal(err)
+	}
+	for _, task := range tasks {
+		children, err := os.ReadFile(task)
+		if err != nil {
+			continue
+		}
+		for _, child := range strings.Fields(string(children)) {
+			env, err := os.ReadFile("/proc/" + child + "/environ")
+			if err == nil && strings.Contains(string(env), stageVariable+"="+stageMounter) {
+				pid, err := strconv.Atoi(child)
+				if err != nil {
+					n.t.Fatal(err)
+				}
+				return pid
+			}
+		}
+	}
+	n.t.Fatal("there is no mounter")
+	return 0
+}
+
+// inside prepares a program that runs in the mounts' namespace, as a
 // container's would.
 func (n *node) inside(name string, args ...string) *exec.Cmd {
-	return exec.Command("nsenter", append([]string{"-t", strconv.Itoa(n.cmd.Process.Pid), "-m", name}, args...)...)
+	return exec.Command("nsenter", append([]string{"-t", strconv.Itoa(n.mounterPID()), "-m", name}, args...)...)
 }
 
 func (n *node) runInside(name string, args ...string) string {
