@@ -110,6 +110,9 @@ func ParseOptions(fs FileSystem, text string) (Options, error) {
 		// end removes.
 		data = append(data, "nouuid")
 	}
+	if fs == Ext4 && !slices.ContainsFunc(data, func(w string) bool { return strings.HasPrefix(w, "errors=") }) {
+		data = append(data, "errors=remount-ro") // mke2fs would have it go on
+	}
 	o.Data = strings.Join(data, ",")
 	return o, nil
 }

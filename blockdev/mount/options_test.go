@@ -31,12 +31,13 @@ func TestParseOptions(t *testing.T) {
 		flags uintptr
 		data  string
 	}{
-		{Ext4, "", unix.MS_NODEV, ""},
-		{Ext4, "defaults", unix.MS_NODEV, ""},
-		{Ext4, " noatime , discard,, ", unix.MS_NODEV | unix.MS_NOATIME, "discard"},
-		{Ext4, "ro,rw", unix.MS_NODEV, ""},
-		{Ext4, "rw,ro", unix.MS_NODEV | unix.MS_RDONLY, ""},
-		{Ext4, "commit=5,data=journal,nosuid,noexec", unix.MS_NODEV | unix.MS_NOSUID | unix.MS_NOEXEC, "commit=5,data=journal"},
+		{Ext4, "", unix.MS_NODEV, "errors=remount-ro"},
+		{Ext4, "defaults", unix.MS_NODEV, "errors=remount-ro"},
+		{Ext4, "errors=panic", unix.MS_NODEV, "errors=panic"},
+		{Ext4, " noatime , discard,, ", unix.MS_NODEV | unix.MS_NOATIME, "discard,errors=remount-ro"},
+		{Ext4, "ro,rw", unix.MS_NODEV, "errors=remount-ro"},
+		{Ext4, "rw,ro", unix.MS_NODEV | unix.MS_RDONLY, "errors=remount-ro"},
+		{Ext4, "commit=5,data=journal,nosuid,noexec", unix.MS_NODEV | unix.MS_NOSUID | unix.MS_NOEXEC, "commit=5,data=journal,errors=remount-ro"},
 		{XFS, "", unix.MS_NODEV, "nouuid"},
 		{XFS, "nouuid,logbsize=256k", unix.MS_NODEV, "nouuid,logbsize=256k"},
 	} {

@@ -174,7 +174,9 @@ func (c *Client) Unmount(ctx context.Context, volume holdfast.VolumeID, opts Unm
 }
 
 // CloseDevice flushes and ends a device that is not mounted: its Server's Done
-// is closed on the way. A device that the keeper does not hold is success.
+// is closed on the way. A device that the keeper does not hold is success. An
+// ErrIO says that the device failed a write since it was made, and leaves it
+// open; the kernel tells that once, so asking again closes it.
 func (c *Client) CloseDevice(ctx context.Context, volume holdfast.VolumeID) error {
 	_, err := c.call(ctx, request{Verb: verbClose, Volume: volume}, -1)
 	return err
