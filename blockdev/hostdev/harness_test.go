@@ -97,6 +97,13 @@ func (m *memory) zero(ctx context.Context, off, n int64) error {
 	return nil
 }
 
+// content returns a copy of what the device holds in [from, to).
+func (m *memory) content(from, to int) []byte {
+	m.mu.RLock()
+	defer m.mu.RUnlock()
+	return append([]byte(nil), m.bytes[from:to]...)
+}
+
 // needRoot skips a test that needs root and /dev/fuse, unless CI says that
 // nothing may be skipped.
 func needRoot(t testing.TB) {

@@ -66,7 +66,7 @@ func TestRootLoopReadsAndWrites(t *testing.T) {
 	if got := dev.flushes.Load() - before; got != 5 {
 		t.Errorf("flushes at the device: got %d, want 5", got)
 	}
-	if !bytes.Equal(dev.bytes[1<<20:4<<20], want) {
+	if !bytes.Equal(dev.content(1<<20, 4<<20), want) {
 		t.Error("the device holds other bytes than were written")
 	}
 	got := make([]byte, len(want))
@@ -139,7 +139,7 @@ func TestRootDiscardAndZero(t *testing.T) {
 			t.Fatalf("%s: %v", c.name, err)
 		}
 		clear(want[c.off : c.off+c.n])
-		if !bytes.Equal(dev.bytes, want) {
+		if !bytes.Equal(dev.content(0, len(want)), want) {
 			t.Errorf("%s: other bytes than the range became zero", c.name)
 		}
 	}
@@ -197,7 +197,7 @@ func TestRootTakeover(t *testing.T) {
 	if err := <-wrote; err != nil {
 		t.Errorf("write across the takeover: %v", err)
 	}
-	if !bytes.Equal(dev.bytes[1<<20:2<<20], block) {
+	if !bytes.Equal(dev.content(1<<20, 2<<20), block) {
 		t.Error("the device has other bytes than were written")
 	}
 }

@@ -149,7 +149,7 @@ func TestReadAndWrite(t *testing.T) {
 		if len(out) != 8 || order.Uint32(out) != uint32(c.n) {
 			t.Errorf("write of %d at %d: got reply %x, want its size", c.n, c.off, out)
 		}
-		if !bytes.Equal(dev.bytes[c.off:c.off+c.n], data) {
+		if !bytes.Equal(dev.content(c.off, c.off+c.n), data) {
 			t.Errorf("write of %d at %d: the device has other bytes", c.n, c.off)
 		}
 		if got := k.want(message(opRead, uint64(i+1), ioArgs{Offset: uint64(c.off), Size: uint32(c.n)}), 0); !bytes.Equal(got, data) {
@@ -273,7 +273,7 @@ func TestPunchedRangeReadsZero(t *testing.T) {
 			k := startServer(t, dev, Options{})
 			k.want(message(opFallocate, 1, fallocateArgs{Offset: uint64(c.off), Length: uint64(c.n), Mode: mode}), 0)
 			clear(want[c.off : c.off+c.n])
-			if !bytes.Equal(dev.bytes, want) {
+			if !bytes.Equal(dev.content(0, len(want)), want) {
 				t.Errorf("mode %#x, %d bytes at %d: other bytes than these became zero", mode, c.n, c.off)
 			}
 			trims, zeroes := c.trims, c.zeroes
