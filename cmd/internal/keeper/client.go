@@ -74,6 +74,9 @@ func (c *Client) hello(ctx context.Context, opts DialOptions) error {
 	}
 	_ = c.p.conn.SetReadDeadline(time.Time{})
 	c.instance, c.lacks = h.Instance, h.Lacks
+	if h.Namespace == 0 {
+		return nil // a keeper without privilege: there are no devices, see Lacks
+	}
 	return isolate(h.Namespace, h.Mounts, opts.Logger)
 }
 

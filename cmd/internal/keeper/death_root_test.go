@@ -4,6 +4,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -248,6 +249,36 @@ func TestRootSecondKeeper(t *testing.T) {
 		t.Errorf("second keeper: got exit %d, want 1 and a reason", got)
 	}
 	n.daemonPID() // the first still serves
+}
+
+// TestRootWithoutPrivilege runs a keeper as nobody: its daemon runs, there are
+// no devices, and the reason is told. (The test needs root to become nobody.)
+func TestRootWithoutPrivilege(t *testing.T) {
+	needRoot(t)
+	const nobody = 65534
+	dir, err := os.MkdirTemp("/tmp", "keeper")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer os.RemoveAll(dir)
+	if err := os.Chown(dir, nobody, nobody); err != nil {
+		t.Fatal(err)
+	}
+	n := startNodeIn(t, dir, syscall.SysProcAttr{Credential: &syscall.Credential{Uid: nobody, Gid: nobody}})
+	err = n.call("Attach", volume("data", mount.Ext4, 1<<20), new(string))
+	if err == nil || !strings.Contains(err.Error(), "CAP_SYS_ADMIN") {
+		t.Errorf("attach: got %v, want what is missing", err)
+	}
+	if !strings.Contains(n.log(), "no private mount namespace") {
+		t.Error("the keeper does not say what is missing")
+	}
+	if err := n.cmd.Process.Signal(unix.SIGTERM); err != nil {
+		t.Fatal(err)
+	}
+	n.wait(20 * time.Second)
+	if n.err != nil {
+		t.Errorf("keeper: got %v, want exit 0", n.err)
+	}
 }
 
 // TestRootReap gives the keeper an orphan: it does not stay a zombie.

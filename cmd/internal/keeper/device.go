@@ -104,6 +104,9 @@ func (k *keeper) lend(ctx context.Context, spec DeviceSpec, to *daemon) (fd int,
 	if err := spec.validate(); err != nil {
 		return -1, params, false, err
 	}
+	if k.namespace == 0 {
+		return -1, params, false, holdfast.Errorf(holdfast.ErrUnsupported, "this node makes no kernel devices: it has no private mount namespace").WithRemedy("%s", needsAdmin)
+	}
 	// Two calls for one new device must not both make it.
 	select {
 	case <-k.opening:

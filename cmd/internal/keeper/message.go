@@ -55,7 +55,7 @@ type hello struct {
 	Version   int                 `json:"version"`
 	Instance  holdfast.InstanceID `json:"instance"`
 	Error     *wireError          `json:"error,omitempty"`     // from the keeper: refused
-	Namespace uint64              `json:"namespace,omitempty"` // from the keeper: the mount namespace that has the volumes
+	Namespace uint64              `json:"namespace,omitempty"` // from the keeper: the mount namespace that has the volumes, 0 if there can be none
 	Mounts    string              `json:"mounts,omitempty"`    // from the keeper: where mounts are
 	Lacks     []Lack              `json:"lacks,omitempty"`     // from the keeper
 }

@@ -65,7 +65,7 @@ type keeper struct {
 	opts      Options
 	log       *slog.Logger
 	instance  holdfast.InstanceID
-	namespace uint64
+	namespace uint64 // the mounter's; 0 where the privilege for kernel devices is missing
 	lacks     []Lack
 	children  *children
 	mounter   *caller
@@ -166,11 +166,19 @@ func (k *keeper) prepare(ctx context.Context) (unlock func(), err error) {
 	if err != nil {
 		return nil, err
 	}
-	k.namespace = a.Namespace
-	if err := isolate(k.namespace, mountsDir(k.opts.DataDir), k.log); err != nil {
+	own, err := mountNamespace()
+	if err != nil {
 		return nil, err
 	}
 	k.lacks = append(takePrivileges(), a.Lacks...)
+	if own == a.Namespace { // the first stage had not the privilege to leave it
+		k.lacks = append(k.lacks, Lack{What: "kernel devices: no private mount namespace", Remedy: needsAdmin})
+	} else {
+		k.namespace = a.Namespace
+		if err := isolate(k.namespace, mountsDir(k.opts.DataDir), k.log); err != nil {
+			return nil, err
+		}
+	}
 	for _, l := range k.lacks {
 		k.log.Warn("this host lacks something", slog.String("lack", l.What), slog.String("remedy", l.Remedy))
 	}

@@ -2,6 +2,7 @@ package keeper
 
 import (
 	"context"
+	"errors"
 	"net"
 	"os"
 	"os/exec"
@@ -54,12 +55,15 @@ func firstStage() error {
 	}
 	_ = theirs.Close()
 	runtime.LockOSThread() // and never unlock: this thread becomes the process
-	if err := unix.Unshare(unix.CLONE_FS | unix.CLONE_NEWNS); err != nil {
-		return holdfast.Errorf(holdfast.ErrUnsupported, "make a private mount namespace: %w", err).
-			WithRemedy("holdfast needs CAP_SYS_ADMIN for kernel devices")
+	// Without the privilege there are no kernel devices; the rest still works.
+	err = unix.Unshare(unix.CLONE_FS | unix.CLONE_NEWNS)
+	if err != nil && !errors.Is(err, unix.EPERM) {
+		return holdfast.Errorf(holdfast.ErrInternal, "make a private mount namespace: %w", err)
 	}
-	if err := unix.Mount("none", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
-		return holdfast.Errorf(holdfast.ErrInternal, "make the mount namespace private: %w", err)
+	if err == nil {
+		if err := unix.Mount("none", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
+			return holdfast.Errorf(holdfast.ErrInternal, "make the mount namespace private: %w", err)
+		}
 	}
 	if _, err := unix.FcntlInt(uintptr(pair[0]), unix.F_SETFD, 0); err != nil {
 		return holdfast.Errorf(holdfast.ErrInternal, "keep the mounter's socket: %w", err)
