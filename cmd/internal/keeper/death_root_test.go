@@ -227,6 +227,32 @@ func TestRootDrainLeft(t *testing.T) {
 	}
 }
 
+// TestRootStopFrozen stops the keeper while the device answers nothing, as one
+// without quorum does: it ends all the same, in bounded time, and leaves nothing.
+func TestRootStopFrozen(t *testing.T) {
+	needRoot(t, "mkfs.ext4", "nsenter")
+	n := startNode(t, "")
+	a := volume("data", mount.Ext4, 64<<20)
+	path := n.up(a)
+	d := n.onlyDevice()
+	n.set("data", delayMicros, uint64(time.Hour.Microseconds()))
+	user := n.inside("sh", "-c", "cp /proc/self/exe "+filepath.Join(path, "file")+" && sync "+path)
+	if err := user.Start(); err != nil {
+		t.Fatal(err)
+	}
+	for range 2 { // the second ends the wait
+		if err := n.cmd.Process.Signal(unix.SIGTERM); err != nil {
+			t.Fatal(err)
+		}
+		for !strings.Contains(n.log(), "keeper stops") {
+			time.Sleep(time.Millisecond)
+		}
+	}
+	n.wait(40 * time.Second) // 3 s for unmounts, 8 s for the daemon, 3 s for devices, and some
+	_ = user.Wait()
+	gone(t, d)
+}
+
 // TestRootDaemonNeverUp shows that a daemon which cannot start ends its keeper,
 // with its code.
 func TestRootDaemonNeverUp(t *testing.T) {
