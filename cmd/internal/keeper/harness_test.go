@@ -148,6 +148,15 @@ func (s *daemonServer) Attach(a Args, path *string) error {
 	return nil
 }
 
+// OpenOnly opens a device and asks for its loop device, but serves nothing.
+func (s *daemonServer) OpenOnly(a Args, _ *string) error {
+	if _, err := s.client.OpenDevice(context.Background(), a.Spec); err != nil {
+		return err
+	}
+	go func() { _, _ = s.client.ConfigureLoop(context.Background(), a.Spec.Volume) }() // ends with the daemon
+	return nil
+}
+
 func (s *daemonServer) StopServing(a Args, _ *string) error {
 	s.mu.Lock()
 	at := s.attached[a.Spec.Name]

@@ -145,6 +145,28 @@ func TestRootDeathInEveryCall(t *testing.T) {
 	}
 }
 
+// TestRootDeathBeforeService kills a daemon between opening a device and serving
+// it: the call that waits for the first answer gets it from the next one.
+func TestRootDeathBeforeService(t *testing.T) {
+	needRoot(t)
+	n := startNode(t, "")
+	a := volume("data", mount.Ext4, 64<<20)
+	n.must("OpenOnly", a)
+	for n.onlyDevice().Busy != string(verbLoop) {
+		time.Sleep(time.Millisecond)
+	}
+	n.killDaemon()
+	for n.onlyDevice().Busy != "" { // the new daemon attaches it by itself
+		time.Sleep(time.Millisecond)
+	}
+	d := n.onlyDevice()
+	if d.Loop == "" || !d.Lent {
+		t.Errorf("device: got %+v, want it lent, with a loop device", d)
+	}
+	n.must("CloseDevice", a)
+	gone(t, d)
+}
+
 // TestRootOneDaemon: while the daemon lives, nobody else is served.
 func TestRootOneDaemon(t *testing.T) {
 	needRoot(t)
