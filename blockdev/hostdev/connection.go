@@ -23,7 +23,7 @@ const initWait = 10 * time.Second
 // stands in no mount namespace. It lives as long as somebody holds its file
 // (the loop device, in the end) and dies at once when the last descriptor of
 // its /dev/fuse is closed. Its methods are not for concurrent use, but for
-// Abort, Ended and Dup, which may be called while OpenFile waits.
+// Abort, Ended and Dup.
 type Connection struct {
 	dev    int // /dev/fuse, non-blocking; a plain number, so that the Go poller is not one more waiter on it
 	mount  int // the detached mount, an O_PATH descriptor; -1 once released
@@ -158,13 +158,15 @@ func (c *Connection) Dup() (int, error) {
 	return fd, nil
 }
 
-// OpenFile opens the one file for reading and writing. It waits for a server's
-// answer, so one must run; an abort ends the wait.
-func (c *Connection) OpenFile() (*os.File, error) {
-	if c.mount < 0 {
-		return nil, holdfast.Errorf(holdfast.ErrRefused, "the FUSE file system was released")
-	}
-	fd, err := unix.Open("/proc/self/fd/"+strconv.Itoa(c.mount), unix.O_RDWR|unix.O_CLOEXEC, 0)
+// Root is the descriptor of the detached mount, for OpenRoot in whatever process
+// it is sent to; it stays the Connection's. -1 once released.
+func (c *Connection) Root() int { return c.mount }
+
+// OpenRoot opens the one file of the FUSE file system whose detached mount is
+// root, for reading and writing. It waits for a server's answer, so one must
+// run; an abort ends the wait.
+func OpenRoot(root int) (*os.File, error) {
+	fd, err := unix.Open("/proc/self/fd/"+strconv.Itoa(root), unix.O_RDWR|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return nil, holdfast.Errorf(holdfast.ErrIO, "open the FUSE file: %w", err)
 	}

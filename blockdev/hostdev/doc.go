@@ -1,14 +1,17 @@
 // Package hostdev makes a blockdev.Device a kernel block device of this host:
 // a file served over the FUSE protocol, with a loop device on top of it.
 //
-// The work is split between two processes, because whoever answers block
+// The work is split between processes, because whoever answers block
 // requests must never mount (a dying server would flush a file system onto
 // itself and never end):
 //
 //   - the keeper calls Connect, which opens /dev/fuse, makes the FUSE file
 //     system whose root is one regular file, and settles the protocol's
-//     version and limits; then ConfigureLoop, which puts a loop device on that
-//     file. It holds every descriptor for as long as the device lives.
+//     version and limits. It holds that descriptor for as long as the device
+//     lives.
+//   - the keeper's mounter, a third process, calls OpenRoot and ConfigureLoop,
+//     which put a loop device on that file. It has the mounts, and for that very
+//     reason never a /dev/fuse descriptor.
 //   - the daemon gets a duplicate of the FUSE descriptor and calls Serve, which
 //     answers the kernel's requests from a Device. When the daemon dies, the
 //     next one calls Serve on the same descriptor with Options.Resend: the

@@ -97,6 +97,13 @@ func (m *memory) zero(ctx context.Context, off, n int64) error {
 	return nil
 }
 
+// content returns a copy of what the device holds in [from, to).
+func (m *memory) content(from, to int) []byte {
+	m.mu.RLock()
+	defer m.mu.RUnlock()
+	return append([]byte(nil), m.bytes[from:to]...)
+}
+
 // needRoot skips a test that needs root and /dev/fuse, unless CI says that
 // nothing may be skipped.
 func needRoot(t testing.TB) {
@@ -144,7 +151,7 @@ func device(t testing.TB, dev *memory) (*Connection, *Server, *Loop) {
 		t.Fatalf("serve: %v", err)
 	}
 	t.Cleanup(func() { _ = c.Abort(); s.Close(ctx) })
-	f, err := c.OpenFile()
+	f, err := OpenRoot(c.Root())
 	if err != nil {
 		t.Fatalf("open the file: %v", err)
 	}

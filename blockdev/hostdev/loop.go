@@ -155,7 +155,3 @@ func (l *Loop) Clear() {
 	_ = unix.IoctlSetInt(int(l.file.Fd()), unix.LOOP_CLR_FD, 0)
 	_ = l.file.Close()
 }
-
-// Close gives up the maker's own reference; the device then lives as long as
-// its other users.
-func (l *Loop) Close() { _ = l.file.Close() }

@@ -14,7 +14,7 @@ import (
 
 // Way is one way to make a volume a kernel device of this host.
 type Way struct {
-	// Name is "fuse-loop" or "kernel-nbd".
+	// Name is FuseLoop or KernelNBD.
 	Name string
 	// Works says whether this version can use it here.
 	Works bool
@@ -24,6 +24,12 @@ type Way struct {
 	// about it. Both may be empty.
 	Lack, Remedy string
 }
+
+// The names of the ways.
+const (
+	FuseLoop  = "fuse-loop"
+	KernelNBD = "kernel-nbd"
+)
 
 // probeWait bounds the probe; nothing in it needs a server.
 const probeWait = 5 * time.Second
@@ -39,7 +45,7 @@ func Probe(ctx context.Context) []Way {
 
 // probeNBD reports the kernel's NBD client, which this version does not drive.
 func probeNBD() Way {
-	w := Way{Name: "kernel-nbd", Lack: "the kernel has no nbd module loaded", Remedy: "not needed: FUSE and loop serve instead"}
+	w := Way{Name: KernelNBD, Lack: "the kernel has no nbd module loaded", Remedy: "not needed: FUSE and loop serve instead"}
 	if _, err := os.Stat("/sys/module/nbd"); err == nil {
 		w.Lack = "the kernel's nbd module is loaded, but not used in this version"
 	}
@@ -47,7 +53,7 @@ func probeNBD() Way {
 }
 
 func probeFuse(ctx context.Context) Way {
-	w := Way{Name: "fuse-loop"}
+	w := Way{Name: FuseLoop}
 	lacks := func(err error) Way {
 		w.Lack, w.Remedy = err.Error(), holdfast.RemedyOf(err)
 		if w.Remedy != "" {

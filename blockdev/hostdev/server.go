@@ -106,6 +106,8 @@ func Serve(dev blockdev.Device, fd int, params Params, opts Options) (*Server, e
 		if s.wake >= 0 {
 			_ = unix.Close(s.wake)
 		}
+		s.small.close()
+		s.large.close()
 		_ = unix.Close(fd)
 		return nil, err
 	}
@@ -115,6 +117,9 @@ func Serve(dev blockdev.Device, fd int, params Params, opts Options) (*Server, e
 func (s *Server) start(params Params, opts Options) error {
 	if params.MaxWrite > maxWrite {
 		return holdfast.Errorf(holdfast.ErrUnsupported, "the connection has requests of %d bytes, this server takes %d", params.MaxWrite, maxWrite)
+	}
+	if err := errors.Join(s.small.fill(readySmall), s.large.fill(opts.Readers+readyLarge)); err != nil {
+		return err
 	}
 	// The flag belongs to the open file, which every duplicate shares.
 	if err := unix.SetNonblock(s.fd, true); err != nil {

@@ -15,6 +15,12 @@ const (
 	smallPayload = 64 << 10
 	largePayload = maxWrite
 
+	// readySmall and readyLarge slabs (beside each reader's own) are there from
+	// the start, so that a device makes progress when memory is short: memory may
+	// be short because of what this very device has yet to write.
+	readySmall = 16
+	readyLarge = 2
+
 	// maxSmallSlabs bounds the small requests in flight per device: the loop
 	// device's queue (128) and what the file systems' helpers add.
 	maxSmallSlabs = 192
@@ -66,8 +72,23 @@ type slabs struct {
 	unlocked bool // some memory could not be locked
 }
 
+// newSlabs makes a pool; fill makes its first slabs.
 func newSlabs(payload, limit int) *slabs {
 	return &slabs{size: pageSize + payload, limit: limit, idle: make(chan *slab, limit)}
+}
+
+// fill makes n slabs ready.
+func (p *slabs) fill(n int) error {
+	for range n {
+		s, err := p.grow()
+		if err != nil {
+			return err
+		}
+		if s != nil {
+			s.free()
+		}
+	}
+	return nil
 }
 
 // get returns a slab, waiting for one when the limit is reached; nil once stop

@@ -93,8 +93,9 @@ func ParseOptions(fs FileSystem, text string) (Options, error) {
 			o.Flags = o.Flags&^f.clear | f.set
 			continue
 		}
-		key, value, _ := strings.Cut(word, "=")
-		if !slices.Contains(allowed, word) && (value == "" || !slices.Contains(allowed, key+"=")) {
+		key, value, valued := strings.Cut(word, "=")
+		asWord := slices.Contains(allowed, word) && (!valued || value != "")
+		if !asWord && (value == "" || !slices.Contains(allowed, key+"=")) {
 			return Options{}, holdfast.Errorf(holdfast.ErrInvalid, "mount option %q is not taken for %s", word, fs).
 				WithRemedy("known: %s", strings.Join(knownOptions(fs), " "))
 		}
@@ -108,6 +109,9 @@ func ParseOptions(fs FileSystem, text string) (Options, error) {
 		// refuse is a dead mount of this same volume, which only a container's
 		// end removes.
 		data = append(data, "nouuid")
+	}
+	if fs == Ext4 && !slices.ContainsFunc(data, func(w string) bool { return strings.HasPrefix(w, "errors=") }) {
+		data = append(data, "errors=remount-ro") // mke2fs would have it go on
 	}
 	o.Data = strings.Join(data, ",")
 	return o, nil

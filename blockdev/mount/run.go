@@ -85,11 +85,13 @@ func (r Result) said() string {
 }
 
 // limited keeps the first maxOutput bytes written to it and drops the rest.
-type limited struct{ bytes.Buffer }
+type limited struct{ b bytes.Buffer }
 
 func (l *limited) Write(p []byte) (int, error) {
-	if room := maxOutput - l.Len(); room > 0 {
-		_, _ = l.Buffer.Write(p[:min(len(p), room)])
+	if room := maxOutput - l.b.Len(); room > 0 {
+		_, _ = l.b.Write(p[:min(len(p), room)])
 	}
 	return len(p), nil
 }
+
+func (l *limited) String() string { return l.b.String() }

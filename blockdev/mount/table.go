@@ -20,8 +20,16 @@ type Entry struct {
 }
 
 // ReadOnly says whether writes are refused, by the mount or (as after an error
-// of the device) by the file system.
-func (e Entry) ReadOnly() bool { return hasWord(e.Options, "ro") || hasWord(e.SuperOptions, "ro") }
+// of the device) by the file system. Newer kernels leave an ext4 that refuses
+// everything after an error "rw" and add a word of its own.
+func (e Entry) ReadOnly() bool {
+	for _, word := range []string{"ro", "emergency_ro", "shutdown"} {
+		if hasWord(e.SuperOptions, word) {
+			return true
+		}
+	}
+	return hasWord(e.Options, "ro")
+}
 
 func hasWord(list, word string) bool {
 	for w := range strings.SplitSeq(list, ",") {

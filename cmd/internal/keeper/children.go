@@ -10,8 +10,6 @@ import (
 	"sync"
 
 	"golang.org/x/sys/unix"
-
-	"github.com/holdfast-storage/holdfast/blockdev/mount"
 )
 
 // children are the keeper's processes: those it started, which their starters
@@ -50,16 +48,6 @@ func (c *children) wait(cmd *exec.Cmd) error {
 	default:
 	}
 	return err
-}
-
-// run is a mount.Run.
-func (c *children) run(ctx context.Context, name string, args ...string) (mount.Result, error) {
-	cmd, result := mount.Command(ctx, name, args...)
-	cmd.SysProcAttr = &unix.SysProcAttr{Setpgid: true} // a terminal's interrupt is the keeper's alone
-	if err := c.start(cmd); err != nil {
-		return result(err)
-	}
-	return result(c.wait(cmd))
 }
 
 // reap ends inherited children until ctx ends.

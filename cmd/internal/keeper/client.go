@@ -2,14 +2,9 @@ package keeper
 
 import (
 	"context"
-	"errors"
-	"io"
 	"log/slog"
 	"net"
-	"sync"
 	"time"
-
-	"golang.org/x/sys/unix"
 
 	"github.com/holdfast-storage/holdfast"
 	"github.com/holdfast-storage/holdfast/blockdev/hostdev"
@@ -32,19 +27,9 @@ type DialOptions struct {
 // deadline), may be repeated, and return errors with a root kind. A call whose
 // context ends may still take effect; repeating it tells.
 type Client struct {
-	p        *packets
+	*caller
 	instance holdfast.InstanceID
 	lacks    []Lack
-	done     chan struct{} // closed when the conversation is over and receive has ended
-
-	mu    sync.Mutex
-	next  uint64
-	calls map[uint64]chan answer // nil once done
-}
-
-type answer struct {
-	response
-	fd int
 }
 
 // Dial reaches the keeper of a data directory and makes this process fit to
@@ -62,7 +47,7 @@ func Dial(ctx context.Context, dataDir string, opts DialOptions) (*Client, error
 	if err != nil {
 		return nil, holdfast.Errorf(holdfast.ErrUnavailable, "reach the keeper: %w", err)
 	}
-	c := &Client{p: newPackets(conn.(*net.UnixConn)), done: make(chan struct{}), calls: make(map[uint64]chan answer)}
+	c := &Client{caller: newCaller("keeper", newPackets(conn.(*net.UnixConn)))}
 	if err := c.hello(ctx, opts); err != nil {
 		_ = conn.Close()
 		return nil, err
@@ -89,14 +74,14 @@ func (c *Client) hello(ctx context.Context, opts DialOptions) error {
 	}
 	_ = c.p.conn.SetReadDeadline(time.Time{})
 	c.instance, c.lacks = h.Instance, h.Lacks
+	if h.Namespace == 0 {
+		return nil // a keeper without privilege: there are no devices, see Lacks
+	}
 	return isolate(h.Namespace, h.Mounts, opts.Logger)
 }
 
 // Close ends the conversation. The keeper keeps every device.
-func (c *Client) Close() {
-	_ = c.p.conn.Close()
-	<-c.done
-}
+func (c *Client) Close() { c.close() }
 
 // Done is closed when the conversation is over; without its keeper a daemon has
 // nothing left to serve devices with.
@@ -108,96 +93,11 @@ func (c *Client) Instance() holdfast.InstanceID { return c.instance }
 // Lacks says what this host does not give.
 func (c *Client) Lacks() []Lack { return c.lacks }
 
-// receive hands answers to their callers until the conversation ends.
-func (c *Client) receive() {
-	defer close(c.done)
-	for {
-		a := answer{}
-		var err error
-		a.fd, err = c.p.receive(&a.response)
-		c.mu.Lock()
-		if err != nil {
-			calls := c.calls
-			c.calls = nil
-			c.mu.Unlock()
-			for _, ch := range calls {
-				close(ch)
-			}
-			if !errors.Is(err, io.EOF) {
-				_ = c.p.conn.Close()
-			}
-			return
-		}
-		ch := c.calls[a.ID]
-		delete(c.calls, a.ID)
-		c.mu.Unlock()
-		switch {
-		case ch != nil:
-			ch <- a // has room for one
-		case a.fd >= 0:
-			_ = unix.Close(a.fd) // its caller has gone
-		}
-	}
-}
-
-func (c *Client) call(ctx context.Context, r request) (answer, error) {
-	timeout := defaultTimeout
-	if d, ok := ctx.Deadline(); ok {
-		timeout = min(time.Until(d), maxTimeout)
-	}
-	ctx, cancel := context.WithTimeout(ctx, timeout)
-	defer cancel()
-	r.TimeoutMS = max(timeout.Milliseconds(), 1)
-	ch := make(chan answer, 1)
-	gone := holdfast.Errorf(holdfast.ErrUnavailable, "the keeper is gone")
-	c.mu.Lock()
-	if c.calls == nil {
-		c.mu.Unlock()
-		return answer{fd: -1}, gone
-	}
-	c.next++
-	r.ID = c.next
-	c.calls[r.ID] = ch
-	c.mu.Unlock()
-	if err := c.p.send(r, -1); err != nil {
-		c.forget(r.ID, ch)
-		return answer{fd: -1}, err
-	}
-	select {
-	case a, ok := <-ch:
-		if !ok {
-			return answer{fd: -1}, gone
-		}
-		if a.Error != nil && a.fd >= 0 {
-			_ = unix.Close(a.fd)
-		}
-		return a, a.Error.err()
-	case <-ctx.Done():
-		c.forget(r.ID, ch)
-		return answer{fd: -1}, holdfast.Errorf(holdfast.ErrTimeout, "keeper: %s: no answer in time: %w", r.Verb, ctx.Err())
-	}
-}
-
-// forget gives up a call; an answer that came meanwhile must not leak its
-// descriptor.
-func (c *Client) forget(id uint64, ch chan answer) {
-	c.mu.Lock()
-	_, waiting := c.calls[id]
-	delete(c.calls, id)
-	c.mu.Unlock()
-	if waiting {
-		return
-	}
-	if a, ok := <-ch; ok && a.fd >= 0 { // it is there or about to be
-		_ = unix.Close(a.fd)
-	}
-}
-
 // Devices returns every device that the keeper holds.
 func (c *Client) Devices(ctx context.Context) ([]Device, error) {
 	var all []Device
 	for page := 0; ; page++ {
-		a, err := c.call(ctx, request{Verb: verbDevices, Page: page})
+		a, err := c.call(ctx, request{Verb: verbDevices, Page: page}, -1)
 		if err != nil {
 			return nil, err
 		}
@@ -224,7 +124,7 @@ type Opened struct {
 // daemon's writes must be fenced. A device of another session, or one whose
 // connection has ended, is an ErrRefused: Abort it first.
 func (c *Client) OpenDevice(ctx context.Context, spec DeviceSpec) (*Opened, error) {
-	a, err := c.call(ctx, request{Verb: verbOpen, Volume: spec.Volume, Spec: &spec})
+	a, err := c.call(ctx, request{Verb: verbOpen, Volume: spec.Volume, Spec: &spec}, -1)
 	if err != nil {
 		return nil, err
 	}
@@ -237,26 +137,26 @@ func (c *Client) OpenDevice(ctx context.Context, spec DeviceSpec) (*Opened, erro
 // ConfigureLoop puts a loop device on the device, which must be served by now.
 // It returns /dev/loopN.
 func (c *Client) ConfigureLoop(ctx context.Context, volume holdfast.VolumeID) (path string, err error) {
-	a, err := c.call(ctx, request{Verb: verbLoop, Volume: volume})
+	a, err := c.call(ctx, request{Verb: verbLoop, Volume: volume}, -1)
 	return a.Text, err
 }
 
 // Probe says what speaks against the device being blank, "" if nothing does.
 func (c *Client) Probe(ctx context.Context, volume holdfast.VolumeID) (what string, err error) {
-	a, err := c.call(ctx, request{Verb: verbProbe, Volume: volume})
+	a, err := c.call(ctx, request{Verb: verbProbe, Volume: volume}, -1)
 	return a.Text, err
 }
 
 // Format makes a file system on the device; one that is not blank is an
 // ErrRefused.
 func (c *Client) Format(ctx context.Context, volume holdfast.VolumeID, opts FormatOptions) error {
-	_, err := c.call(ctx, request{Verb: verbFormat, Volume: volume, Format: &opts})
+	_, err := c.call(ctx, request{Verb: verbFormat, Volume: volume, Format: &opts}, -1)
 	return err
 }
 
 // Fsck makes the device's file system fit to be mounted, quickly; see mount.Tools.Fsck.
 func (c *Client) Fsck(ctx context.Context, volume holdfast.VolumeID, fs mount.FileSystem) error {
-	_, err := c.call(ctx, request{Verb: verbFsck, Volume: volume, FS: fs})
+	_, err := c.call(ctx, request{Verb: verbFsck, Volume: volume, FS: fs}, -1)
 	return err
 }
 
@@ -264,7 +164,7 @@ func (c *Client) Fsck(ctx context.Context, volume holdfast.VolumeID, fs mount.Fi
 // get. Mounted already: it makes sure that what is mounted is alive. One whose
 // connection has ended, or which went read-only after an error, is an ErrIO.
 func (c *Client) Mount(ctx context.Context, volume holdfast.VolumeID, opts MountOptions) (path string, err error) {
-	a, err := c.call(ctx, request{Verb: verbMount, Volume: volume, Mount: &opts})
+	a, err := c.call(ctx, request{Verb: verbMount, Volume: volume, Mount: &opts}, -1)
 	return a.Text, err
 }
 
@@ -272,14 +172,16 @@ func (c *Client) Mount(ctx context.Context, volume holdfast.VolumeID, opts Mount
 // it any more, and its last write has reached the device. In use is an
 // ErrRefused; see UnmountOptions.Force.
 func (c *Client) Unmount(ctx context.Context, volume holdfast.VolumeID, opts UnmountOptions) error {
-	_, err := c.call(ctx, request{Verb: verbUnmount, Volume: volume, Force: opts.Force})
+	_, err := c.call(ctx, request{Verb: verbUnmount, Volume: volume, Force: opts.Force}, -1)
 	return err
 }
 
 // CloseDevice flushes and ends a device that is not mounted: its Server's Done
-// is closed on the way. A device that the keeper does not hold is success.
+// is closed on the way. A device that the keeper does not hold is success. An
+// ErrIO says that the device failed a write since it was made, and leaves it
+// open; the kernel tells that once, so asking again closes it.
 func (c *Client) CloseDevice(ctx context.Context, volume holdfast.VolumeID) error {
-	_, err := c.call(ctx, request{Verb: verbClose, Volume: volume})
+	_, err := c.call(ctx, request{Verb: verbClose, Volume: volume}, -1)
 	return err
 }
 
@@ -287,12 +189,12 @@ func (c *Client) CloseDevice(ctx context.Context, volume holdfast.VolumeID) erro
 // now and later, and its mount vanishes. A device that the keeper does not hold
 // is success.
 func (c *Client) Abort(ctx context.Context, volume holdfast.VolumeID) error {
-	_, err := c.call(ctx, request{Verb: verbAbort, Volume: volume})
+	_, err := c.call(ctx, request{Verb: verbAbort, Volume: volume}, -1)
 	return err
 }
 
 // RemovePath removes the bare mountpoint of a volume that was deleted.
 func (c *Client) RemovePath(ctx context.Context, name string) error {
-	_, err := c.call(ctx, request{Verb: verbRemovePath, Name: name})
+	_, err := c.call(ctx, request{Verb: verbRemovePath, Name: name}, -1)
 	return err
 }

@@ -3,12 +3,10 @@ package keeper
 import (
 	"context"
 	"log/slog"
-	"path/filepath"
 	"time"
 
 	"github.com/holdfast-storage/holdfast"
 	"github.com/holdfast-storage/holdfast/blockdev/hostdev"
-	"github.com/holdfast-storage/holdfast/blockdev/mount"
 )
 
 const (
@@ -17,26 +15,19 @@ const (
 	endWait = 10 * time.Second
 	// endPoll is how often that is looked at; the kernel tells nobody.
 	endPoll = 5 * time.Millisecond
-	// inUsePoll and inUseWait bound the wait for other mount namespaces to drop
-	// a file system that was just unmounted here: a container that is ending,
-	// or one that is starting and has not yet left the host's mounts.
-	inUsePoll = 50 * time.Millisecond
-	inUseWait = 5 * time.Second
 )
 
 // device is one kernel device. A device's calls that wait for the device itself
 // (which its daemon serves) run one at a time under turn; lending and aborting
 // do not take turns, since they are what such a call may be waiting for.
 type device struct {
-	target string        // the mountpoint
-	turn   chan struct{} // holds one token
+	turn chan struct{} // holds one token
 
 	// Guarded by keeper.mu; conn, once set, is only closed by the turn's holder.
 	spec    DeviceSpec
 	conn    *hostdev.Connection
-	loop    *hostdev.Loop // nil before ConfigureLoop
-	lender  *daemon       // who has or last had the descriptor; nil before the first
-	fs      mount.FileSystem
+	loop    string  // /dev/loopN, "" before the verb loop
+	lender  *daemon // who has or last had the descriptor; nil before the first
 	busy    verb
 	removed bool // no longer among the keeper's devices
 }
@@ -113,6 +104,9 @@ func (k *keeper) lend(ctx context.Context, spec DeviceSpec, to *daemon) (fd int,
 	if err := spec.validate(); err != nil {
 		return -1, params, false, err
 	}
+	if k.namespace == 0 {
+		return -1, params, false, holdfast.Errorf(holdfast.ErrUnsupported, "this node makes no kernel devices: it has no private mount namespace").WithRemedy("%s", needsAdmin)
+	}
 	// Two calls for one new device must not both make it.
 	select {
 	case <-k.opening:
@@ -183,7 +177,7 @@ func (k *keeper) create(ctx context.Context, spec DeviceSpec) (*device, error) {
 	if err != nil {
 		return nil, err
 	}
-	d := &device{target: filepath.Join(mountsDir(k.opts.DataDir), spec.Name), turn: make(chan struct{}, 1), spec: spec, conn: conn}
+	d := &device{turn: make(chan struct{}, 1), spec: spec, conn: conn}
 	d.turn <- struct{}{}
 	k.mu.Lock()
 	defer k.mu.Unlock()
@@ -195,175 +189,87 @@ func (d *device) attrs(more ...any) []any {
 	return append([]any{slog.String("volume", d.spec.Name), slog.Uint64("epoch", uint64(d.spec.Epoch)), slog.Uint64("connection", d.conn.ID())}, more...)
 }
 
-// configureLoop is the verb loop.
-func (k *keeper) configureLoop(ctx context.Context, d *device) (string, error) {
-	if path := k.loopPath(d); path != "" {
-		return path, nil
-	}
-	return k.inTurn(ctx, d, verbLoop, func(ctx context.Context) (string, error) {
-		if path := k.loopPath(d); path != "" {
-			return path, nil
-		}
-		f, err := d.conn.OpenFile()
-		if err != nil {
-			return "", err
-		}
-		loop, err := hostdev.ConfigureLoop(ctx, f, "holdfast "+d.spec.Name)
-		_ = f.Close()
-		if err != nil {
-			return "", err
-		}
-		d.conn.Release() // from here on the loop device keeps the file system
-		k.mu.Lock()
-		d.loop = loop
-		k.mu.Unlock()
-		k.log.Info("loop device configured", d.attrs(slog.String("device", loop.Path()))...)
-		return loop.Path(), nil
-	})
-}
-
-func (k *keeper) loopPath(d *device) string {
-	k.mu.Lock()
-	defer k.mu.Unlock()
-	if d.loop == nil {
-		return ""
-	}
-	return d.loop.Path()
-}
-
-// withLoop runs work in turn on a device that has its loop device.
-func (k *keeper) withLoop(ctx context.Context, d *device, v verb, work func(ctx context.Context, path string) (string, error)) (string, error) {
-	return k.inTurn(ctx, d, v, func(ctx context.Context) (string, error) {
-		path := k.loopPath(d)
-		if path == "" {
-			return "", holdfast.Errorf(holdfast.ErrInvalid, "volume %s has no loop device yet", d.spec.Name)
-		}
-		if d.conn.Ended() {
+// forward hands a request for a device on to the mounter, in turn.
+func (k *keeper) forward(ctx context.Context, d *device, r request) (string, error) {
+	return k.inTurn(ctx, d, r.Verb, func(ctx context.Context) (string, error) {
+		if d.conn.Ended() && r.Verb != verbUnmount {
 			return "", deadDevice(d)
 		}
-		return work(ctx, path)
+		return k.askMounter(ctx, d, r)
 	})
+}
+
+// askMounter hands a request on; the caller has the turn, or needs none.
+func (k *keeper) askMounter(ctx context.Context, d *device, r request) (string, error) {
+	r.Volume, r.Name = d.spec.Volume, d.spec.Name
+	fd := -1
+	if r.Verb == verbLoop {
+		fd = d.conn.Root()
+	}
+	a, err := k.mounter.call(ctx, r, fd)
+	return a.Text, err
 }
 
 func deadDevice(d *device) error {
 	return holdfast.Errorf(holdfast.ErrIO, "the device of volume %s is dead: its connection has ended", d.spec.Name).WithRemedy("abort it and attach again")
 }
 
-// mount is the verb mount.
-func (k *keeper) mount(ctx context.Context, d *device, opts MountOptions) (string, error) {
-	options, err := mount.ParseOptions(opts.FS, opts.Options)
-	if err != nil {
-		return "", err
+// configureLoop is the verb loop.
+func (k *keeper) configureLoop(ctx context.Context, d *device) (string, error) {
+	// A takeover asks again while a call of the dead daemon may still have the
+	// turn, and that may be waiting for this very takeover.
+	k.mu.Lock()
+	path := d.loop
+	k.mu.Unlock()
+	if path != "" {
+		return path, nil
 	}
-	return k.withLoop(ctx, d, verbMount, func(ctx context.Context, path string) (string, error) {
-		k.mu.Lock()
-		draining := k.draining
-		k.mu.Unlock()
-		if draining {
-			return "", holdfast.Errorf(holdfast.ErrUnavailable, "this node is stopping")
+	return k.inTurn(ctx, d, verbLoop, func(ctx context.Context) (string, error) {
+		if d.conn.Ended() {
+			return "", deadDevice(d)
 		}
-		if err := mount.PrepareTarget(d.target); err != nil {
-			return "", err
-		}
-		if err := mount.Mount(path, d.target, opts.FS, options); err != nil {
-			return "", err
-		}
-		if err := alive(d, options); err != nil {
+		path, err := k.askMounter(ctx, d, request{Verb: verbLoop})
+		if err != nil {
 			return "", err
 		}
 		k.mu.Lock()
-		d.fs = opts.FS
+		d.loop = path
 		k.mu.Unlock()
-		k.log.Info("volume mounted", d.attrs(slog.String("path", d.target), slog.String("device", path))...)
-		return mount.DataPath(d.target), nil
+		d.conn.Release() // from here on the loop device keeps the file system
+		k.log.Info("loop device configured", d.attrs(slog.String("device", path))...)
+		return path, nil
 	})
 }
 
-// alive refuses a mount that is there but dead: on an ended connection, or
-// turned read-only by an error.
-func alive(d *device, wanted mount.Options) error {
-	e, mounted, err := mount.At(d.target)
-	switch {
-	case err != nil:
-		return err
-	case !mounted || d.conn.Ended():
-		return deadDevice(d)
-	case e.ReadOnly() && !wanted.ReadOnly():
-		return holdfast.Errorf(holdfast.ErrIO, "the file system of volume %s went read-only after an error", d.spec.Name).
-			WithRemedy("end its containers and mount it again")
+// mount is the verb mount.
+func (k *keeper) mount(ctx context.Context, d *device, r request) (string, error) {
+	k.mu.Lock()
+	draining := k.draining
+	k.mu.Unlock()
+	if draining {
+		return "", holdfast.Errorf(holdfast.ErrUnavailable, "this node is stopping")
 	}
-	return nil
+	path, err := k.forward(ctx, d, r)
+	if err == nil {
+		k.log.Info("volume mounted", d.attrs(slog.String("path", path))...)
+	}
+	return path, err
 }
 
 // unmount is the verb unmount.
 func (k *keeper) unmount(ctx context.Context, d *device, force bool) error {
-	_, err := k.inTurn(ctx, d, verbUnmount, func(ctx context.Context) (string, error) {
-		return "", k.unmountInTurn(ctx, d, force)
-	})
+	_, err := k.forward(ctx, d, request{Verb: verbUnmount, Force: force})
+	if err == nil {
+		k.log.Info("volume unmounted", d.attrs(slog.Bool("forced", force))...)
+	}
 	return err
-}
-
-func (k *keeper) unmountInTurn(ctx context.Context, d *device, force bool) error {
-	_, mounted, err := d.mounted()
-	if err != nil {
-		return err
-	}
-	if mounted {
-		if err := mount.Unmount(ctx, d.target, force); err != nil {
-			return err
-		}
-		k.mu.Lock()
-		d.fs = ""
-		k.mu.Unlock()
-		k.log.Info("volume unmounted", d.attrs(slog.String("path", d.target), slog.Bool("forced", force))...)
-	}
-	if d.loop == nil || force {
-		return nil
-	}
-	return d.waitUnused(ctx)
-}
-
-// waitUnused waits until no mount namespace has the file system.
-func (d *device) waitUnused(ctx context.Context) error {
-	ctx, cancel := context.WithTimeout(ctx, inUseWait)
-	defer cancel()
-	for {
-		inUse, err := d.loop.InUse()
-		if err != nil || !inUse {
-			return err
-		}
-		select {
-		case <-time.After(inUsePoll):
-		case <-ctx.Done():
-			return holdfast.Errorf(holdfast.ErrRefused, "%s (volume %s) is still mounted in another mount namespace", d.loop.Path(), d.spec.Name).
-				WithRemedy("end the containers that use the volume")
-		}
-	}
-}
-
-// mounted says whether the device's file system is seen at its mountpoint.
-func (d *device) mounted() (mount.Entry, bool, error) {
-	e, ok, err := mount.At(d.target)
-	return e, ok && e.Major == loopMajor, err
 }
 
 // close is the verb close.
 func (k *keeper) close(ctx context.Context, d *device) error {
 	_, err := k.inTurn(ctx, d, verbClose, func(ctx context.Context) (string, error) {
-		_, mounted, err := d.mounted()
-		if err != nil {
+		if _, err := k.askMounter(ctx, d, request{Verb: verbClose, Force: d.conn.Ended()}); err != nil {
 			return "", err
-		}
-		if mounted {
-			return "", holdfast.Errorf(holdfast.ErrRefused, "volume %s is mounted", d.spec.Name).WithRemedy("unmount it first")
-		}
-		if d.loop != nil && !d.conn.Ended() {
-			if err := d.waitUnused(ctx); err != nil {
-				return "", err
-			}
-			if err := d.loop.Sync(); err != nil {
-				return "", err
-			}
 		}
 		k.end(d)
 		return "", nil
@@ -375,14 +281,17 @@ func (k *keeper) close(ctx context.Context, d *device) error {
 // ends the calls that wait for the device.
 func (k *keeper) abort(ctx context.Context, d *device) error {
 	k.log.Warn("device aborted", d.attrs()...)
-	k.mu.Lock()
+	k.mu.Lock() // against end, which closes the connection
 	err := d.conn.Abort()
 	k.mu.Unlock()
 	if err != nil {
 		return err
 	}
 	_, err = k.inTurn(ctx, d, verbAbort, func(ctx context.Context) (string, error) {
-		if err := k.unmountInTurn(ctx, d, true); err != nil {
+		if _, err := k.askMounter(ctx, d, request{Verb: verbUnmount, Force: true}); err != nil {
+			return "", err
+		}
+		if _, err := k.askMounter(ctx, d, request{Verb: verbClose, Force: true}); err != nil {
 			return "", err
 		}
 		k.end(d)
@@ -391,12 +300,8 @@ func (k *keeper) abort(ctx context.Context, d *device) error {
 	return err
 }
 
-// end takes the device apart and forgets it. The caller has the turn, and
-// nothing is mounted here.
+// end forgets the device, whose loop device is cleared. The caller has the turn.
 func (k *keeper) end(d *device) {
-	if d.loop != nil {
-		d.loop.Clear()
-	}
 	d.conn.Release()
 	for deadline := time.Now().Add(endWait); !d.conn.Ended(); {
 		if time.Now().After(deadline) {
@@ -415,21 +320,30 @@ func (k *keeper) end(d *device) {
 	k.log.Info("device closed", d.attrs()...)
 }
 
-// describe returns what is told of a device. The caller holds keeper.mu.
-func (d *device) describe(entries []mount.Entry) Device {
-	v := Device{DeviceSpec: d.spec, Params: d.conn.Params(), Ended: d.conn.Ended(), Connection: d.conn.ID(), Busy: string(d.busy)}
+// state asks the mounter; it needs no turn.
+func (k *keeper) state(ctx context.Context, d *device) (state, error) {
+	a, err := k.mounter.call(ctx, request{Verb: verbState, Volume: d.spec.Volume, Name: d.spec.Name}, -1)
+	if err != nil || a.State == nil {
+		return state{}, err
+	}
+	return *a.State, nil
+}
+
+// describe returns what is told of a device.
+func (k *keeper) describe(ctx context.Context, d *device) (Device, error) {
+	s, err := k.state(ctx, d)
+	if err != nil {
+		return Device{}, err
+	}
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	v := Device{DeviceSpec: d.spec, Params: d.conn.Params(), Ended: d.conn.Ended(), Connection: d.conn.ID(), Busy: string(d.busy), Loop: s.Loop}
 	if d.lender != nil {
 		v.Orphaned = d.lender.dead()
 		v.Lent = !v.Orphaned
 	}
-	if d.loop == nil {
-		return v
+	if s.Mounted {
+		v.MountPath, v.FS, v.ReadOnly = MountPath(k.opts.DataDir, d.spec.Name), s.FS, s.ReadOnly
 	}
-	v.Loop = d.loop.Path()
-	for _, e := range entries {
-		if e.Target == d.target && e.Major == loopMajor && e.Minor == d.loop.Number() {
-			v.MountPath, v.FS = mount.DataPath(d.target), mount.FileSystem(e.FS)
-		}
-	}
-	return v
+	return v, nil
 }

@@ -21,10 +21,22 @@
 // there is one daemon at a time: another process is refused until a pidfd
 // proves the one before it dead.
 //
-// Mounts are made in the keeper's namespace, below DATA_DIR/mounts; in a
-// container DATA_DIR is bind-mounted rshared from the host, so that the engine
-// sees them. The daemon runs in a private copy of that namespace, and Dial
-// detaches every volume from the copy before anything is served.
+// Three processes, so that none waits for itself as it dies (a process that is
+// the last to leave a mount namespace writes the file systems in it out):
 //
-// Start reading at client.go for the daemon's side and run.go for the keeper's.
+//	keeper    PID 1   every /dev/fuse descriptor     a private mount namespace, no volume in it
+//	mounter   child   loop devices, mounts, mkfs     the container's mount namespace, no /dev/fuse
+//	daemon    child   duplicates of the descriptors  a private mount namespace, no volume in it
+//
+// Mounts are made below DATA_DIR/mounts; in a container DATA_DIR is bind-mounted
+// rshared from the host, so that the engine sees them. A kill of all three
+// leaves no loop device, no FUSE connection and no process in D state; a kill of
+// the daemon alone, no error; the keeper ends with its mounter and the daemon
+// with its keeper.
+//
+// Without CAP_SYS_ADMIN the keeper starts the daemon all the same, and makes no
+// devices.
+//
+// Start reading at client.go for the daemon's side; run.go, stage.go and
+// mounter.go for the keeper's.
 package keeper

@@ -31,7 +31,11 @@ import (
 const roleVariable = "HOLDFAST_KEEPER_TEST_ROLE"
 
 func TestMain(m *testing.M) {
-	switch os.Getenv(roleVariable) {
+	role := os.Getenv(roleVariable)
+	if Under() != "" {
+		role = os.Args[1]
+	}
+	switch role {
 	case "keeper":
 		os.Exit(runKeeper())
 	case "daemon":
@@ -51,123 +55,13 @@ func runKeeper() int {
 	if r := os.Getenv("HOLDFAST_KEEPER_TEST_DAEMON"); r != "" {
 		role = r
 	}
-	if err := os.Setenv(roleVariable, role); err != nil {
-		return 1
-	}
 	log := slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelDebug}))
-	code, err := Run(context.Background(), Options{DataDir: os.Getenv("HOLDFAST_KEEPER_TEST_DIR"), Command: []string{"/proc/self/exe"},
+	code, err := Run(context.Background(), Options{DataDir: os.Getenv("HOLDFAST_KEEPER_TEST_DIR"), Command: []string{"/proc/self/exe", role},
 		Logger: log, MountGrace: 5 * time.Second})
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "keeper:", err)
 	}
 	return code
-}
-
-// fileDevice is a Device in a sparse file, with its counts in a second one, so
-// that both outlive the daemon.
-type fileDevice struct {
-	f      *os.File
-	size   int64
-	counts []byte // mapped: flushes, trims, failing, slow (microseconds)
-
-	mu sync.Mutex
-}
-
-const (
-	countFlushes = iota * 8
-	countTrims
-	switchFail // 1: ErrIO, 2: ErrNoSpace for writes
-	delayMicros
-)
-
-func openFileDevice(dir, name string, size int64) (*fileDevice, error) {
-	f, err := os.OpenFile(filepath.Join(dir, name+".img"), os.O_RDWR|os.O_CREATE, 0o600)
-	if err != nil {
-		return nil, err
-	}
-	if err := f.Truncate(size); err != nil {
-		return nil, err
-	}
-	counts, err := mapCounts(dir, name)
-	return &fileDevice{f: f, size: size, counts: counts}, err
-}
-
-func mapCounts(dir, name string) ([]byte, error) {
-	c, err := os.OpenFile(filepath.Join(dir, name+".counts"), os.O_RDWR|os.O_CREATE, 0o600)
-	if err != nil {
-		return nil, err
-	}
-	defer c.Close()
-	if err := c.Truncate(4096); err != nil {
-		return nil, err
-	}
-	return unix.Mmap(int(c.Fd()), 0, 4096, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED)
-}
-
-func (d *fileDevice) add(at int) {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	binary.NativeEndian.PutUint64(d.counts[at:], binary.NativeEndian.Uint64(d.counts[at:])+1)
-}
-
-func (d *fileDevice) enter(write bool) error {
-	if us := binary.NativeEndian.Uint64(d.counts[delayMicros:]); us > 0 {
-		time.Sleep(time.Duration(us) * time.Microsecond)
-	}
-	switch binary.NativeEndian.Uint64(d.counts[switchFail:]) {
-	case 1:
-		return holdfast.Errorf(holdfast.ErrIO, "told to fail")
-	case 2:
-		if write {
-			return holdfast.Errorf(holdfast.ErrNoSpace, "told to be full")
-		}
-	}
-	return nil
-}
-
-func (d *fileDevice) Size() int64                     { return d.size }
-func (d *fileDevice) Blocks() (logical, physical int) { return 512, 4096 }
-
-func (d *fileDevice) ReadAt(_ context.Context, p []byte, off int64) error {
-	if err := d.enter(false); err != nil {
-		return err
-	}
-	_, err := d.f.ReadAt(p, off)
-	return err
-}
-
-func (d *fileDevice) WriteAt(_ context.Context, p []byte, off int64, _ bool) error {
-	if err := d.enter(true); err != nil {
-		return err
-	}
-	_, err := d.f.WriteAt(p, off)
-	return err
-}
-
-func (d *fileDevice) Flush(context.Context) error {
-	d.add(countFlushes)
-	return d.enter(true)
-}
-
-func (d *fileDevice) Trim(_ context.Context, off, n int64, _ bool) error {
-	d.add(countTrims)
-	const block = holdfast.BlockSize
-	first, last := (off+block-1)/block*block, (off+n)/block*block
-	if first >= last {
-		return d.enter(true)
-	}
-	return d.punch(first, last-first)
-}
-
-func (d *fileDevice) WriteZeroes(_ context.Context, off, n int64, _, _ bool) error {
-	return d.punch(off, n)
-}
-
-func (d *fileDevice) punch(off, n int64) error {
-	if err := d.enter(true); err != nil {
-		return err
-	}
-	return unix.Fallocate(int(d.f.Fd()), unix.FALLOC_FL_PUNCH_HOLE|unix.FALLOC_FL_KEEP_SIZE, off, n)
 }
 
 // daemonServer is what the test asks of the daemon, by net/rpc.
@@ -254,6 +148,15 @@ func (s *daemonServer) Attach(a Args, path *string) error {
 	return nil
 }
 
+// OpenOnly opens a device and asks for its loop device, but serves nothing.
+func (s *daemonServer) OpenOnly(a Args, _ *string) error {
+	if _, err := s.client.OpenDevice(context.Background(), a.Spec); err != nil {
+		return err
+	}
+	go func() { _, _ = s.client.ConfigureLoop(context.Background(), a.Spec.Volume) }() // ends with the daemon
+	return nil
+}
+
 func (s *daemonServer) StopServing(a Args, _ *string) error {
 	s.mu.Lock()
 	at := s.attached[a.Spec.Name]
@@ -296,6 +199,11 @@ func (s *daemonServer) PID(_ Args, pid *string) error {
 	link, err := os.Readlink("/proc/self") // as the host's /proc counts
 	*pid = link
 	return err
+}
+
+// Orphan leaves a process to the keeper.
+func (s *daemonServer) Orphan(Args, *string) error {
+	return exec.Command("sh", "-c", "sleep 0.01 &").Run()
 }
 func (s *daemonServer) Mounts(_ Args, table *string) error {
 	b, err := os.ReadFile("/proc/self/mountinfo")
@@ -340,8 +248,18 @@ func needRoot(t testing.TB, programs ...string) {
 	t.Skipf("needs %s", lack)
 }
 
-// startNode starts a keeper in a directory, "" for a new one.
+// startNode starts a keeper in a directory, "" for a new one, with namespaces
+// of its own.
 func startNode(t *testing.T, dir string, environment ...string) *node {
+	return startNodeIn(t, dir, ownNamespaces, environment...)
+}
+
+var (
+	ownNamespaces = syscall.SysProcAttr{Cloneflags: unix.CLONE_NEWPID, Unshareflags: unix.CLONE_NEWNS}
+	hostNamespace = syscall.SysProcAttr{}
+)
+
+func startNodeIn(t *testing.T, dir string, attr syscall.SysProcAttr, environment ...string) *node {
 	t.Helper()
 	if dir == "" {
 		dir = t.TempDir()
@@ -356,7 +274,7 @@ func startNode(t *testing.T, dir string, environment ...string) *node {
 	n.cmd.Env = append(os.Environ(), roleVariable+"=keeper", "HOLDFAST_KEEPER_TEST_DIR="+dir)
 	n.cmd.Env = append(n.cmd.Env, environment...)
 	n.cmd.Stdout, n.cmd.Stderr = log, log
-	n.cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: unix.CLONE_NEWPID, Unshareflags: unix.CLONE_NEWNS, Pdeathsig: unix.SIGKILL}
+	n.cmd.SysProcAttr = &attr
 	if err := n.cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
@@ -367,15 +285,16 @@ func startNode(t *testing.T, dir string, environment ...string) *node {
 			b, _ := os.ReadFile(filepath.Join(dir, "log"))
 			t.Logf("log of the node:\n%s", b)
 		}
-		clearImmutable(dir)
+		clearMounts(dir)
 	})
 	return n
 }
 
-// clearImmutable makes the bare mountpoints removable.
-func clearImmutable(dir string) {
+// clearMounts makes the directory of mounts removable.
+func clearMounts(dir string) {
 	paths, _ := filepath.Glob(filepath.Join(mountsDir(dir), "*"))
 	for _, p := range paths {
+		_ = mount.Unmount(context.Background(), p, true)
 		_ = mount.RemoveTarget(p)
 	}
 }
@@ -449,10 +368,37 @@ func (n *node) killDaemon() {
 	}
 }
 
-// inside prepares a program that runs in the keeper's mount namespace, as a
+// mounterPID is the process that is in the namespace of the mounts.
+func (n *node) mounterPID() int {
+	n.t.Helper()
+	tasks, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/children", n.cmd.Process.Pid))
+	if err != nil {
+		n.t.Fatal(err)
+	}
+	for _, task := range tasks {
+		children, err := os.ReadFile(task)
+		if err != nil {
+			continue
+		}
+		for _, child := range strings.Fields(string(children)) {
+			env, err := os.ReadFile("/proc/" + child + "/environ")
+			if err == nil && strings.Contains(string(env), stageVariable+"="+stageMounter) {
+				pid, err := strconv.Atoi(child)
+				if err != nil {
+					n.t.Fatal(err)
+				}
+				return pid
+			}
+		}
+	}
+	n.t.Fatal("there is no mounter")
+	return 0
+}
+
+// inside prepares a program that runs in the mounts' namespace, as a
 // container's would.
 func (n *node) inside(name string, args ...string) *exec.Cmd {
-	return exec.Command("nsenter", append([]string{"-t", strconv.Itoa(n.cmd.Process.Pid), "-m", name}, args...)...)
+	return exec.Command("nsenter", append([]string{"-t", strconv.Itoa(n.mounterPID()), "-m", name}, args...)...)
 }
 
 func (n *node) runInside(name string, args ...string) string {

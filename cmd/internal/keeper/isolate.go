@@ -43,8 +43,10 @@ func isolate(keepers uint64, mounts string, log *slog.Logger) error {
 }
 
 // detachVolumes detaches, from this namespace alone, every mount below the
-// keeper's directory of mounts and every other mount of the same loop devices
-// (a user may have bound one elsewhere). It returns how many it found.
+// keeper's directory of mounts, every other mount of the same loop devices (a
+// user may have bound one elsewhere), and what belongs to other containers of a
+// plain host, whose removal would otherwise wait for this process' end. It
+// returns how many it found.
 func detachVolumes(mounts string, log *slog.Logger) (found int, err error) {
 	entries, err := mount.Table()
 	if err != nil {
@@ -58,14 +60,16 @@ func detachVolumes(mounts string, log *slog.Logger) (found int, err error) {
 	}
 	for i := len(entries) - 1; i >= 0; i-- {
 		e := entries[i]
-		if !strings.HasPrefix(e.Target, mounts+"/") && (e.Major != loopMajor || !ours[e.Minor]) {
+		volume := strings.HasPrefix(e.Target, mounts+"/") || e.Major == loopMajor && ours[e.Minor]
+		containers := (e.FS == "overlay" || e.FS == "nsfs") && e.Target != "/" && !strings.HasPrefix(mounts, e.Target+"/")
+		if !volume && !containers {
 			continue
 		}
 		found++
 		if err := unix.Unmount(e.Target, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW); err != nil && !errors.Is(err, unix.EINVAL) {
 			return found, holdfast.Errorf(holdfast.ErrInternal, "detach the copy of %s: %w", e.Target, err)
 		}
-		log.Debug("mount detached from the daemon's namespace", slog.String("path", e.Target))
+		log.Debug("mount detached from a private namespace", slog.String("path", e.Target))
 	}
 	return found, nil
 }

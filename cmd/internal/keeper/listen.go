@@ -16,7 +16,6 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/holdfast-storage/holdfast"
-	"github.com/holdfast-storage/holdfast/blockdev/mount"
 )
 
 const (
@@ -181,8 +180,7 @@ func (k *keeper) admit(conn *net.UnixConn, h hello) (*daemon, error) {
 
 // serve answers one request.
 func (k *keeper) serve(p *packets, d *daemon, r request) {
-	timeout := time.Duration(min(max(r.TimeoutMS, 0), maxTimeout.Milliseconds())) * time.Millisecond
-	ctx, cancel := context.WithTimeout(k.ctx, timeout)
+	ctx, cancel := context.WithTimeout(k.ctx, r.timeout())
 	defer cancel()
 	answer := response{ID: r.ID}
 	fd, err := k.handle(ctx, d, r, &answer)
@@ -199,7 +197,7 @@ func (k *keeper) serve(p *packets, d *daemon, r request) {
 func (k *keeper) handle(ctx context.Context, from *daemon, r request, a *response) (fd int, err error) {
 	switch r.Verb {
 	case verbDevices:
-		a.Devices, a.More, err = k.list(r.Page)
+		a.Devices, a.More, err = k.list(ctx, r.Page)
 		return -1, err
 	case verbOpen:
 		if r.Spec == nil {
@@ -208,7 +206,7 @@ func (k *keeper) handle(ctx context.Context, from *daemon, r request, a *respons
 		fd, a.Params, a.Resend, err = k.lend(ctx, *r.Spec, from)
 		return fd, err
 	case verbRemovePath:
-		return -1, k.removePath(r.Name)
+		return -1, k.removePath(ctx, r.Name)
 	case verbClose, verbAbort, verbUnmount:
 		d := k.find(r.Volume)
 		if d == nil {
@@ -235,37 +233,15 @@ func (k *keeper) handle(ctx context.Context, from *daemon, r request, a *respons
 	return -1, err
 }
 
-// handleDevice does the requests that need a device and its file system.
+// handleDevice does the requests that need a device that is there.
 func (k *keeper) handleDevice(ctx context.Context, d *device, r request) (string, error) {
-	tools := mount.Tools{Run: k.children.run}
-	switch {
-	case r.Verb == verbLoop:
+	switch r.Verb {
+	case verbLoop:
 		return k.configureLoop(ctx, d)
-	case r.Verb == verbProbe:
-		return k.withLoop(ctx, d, r.Verb, tools.Blank)
-	case r.Verb == verbFormat && r.Format != nil:
-		return k.withLoop(ctx, d, r.Verb, func(ctx context.Context, path string) (string, error) {
-			_, mounted, err := d.mounted()
-			if err != nil {
-				return "", err
-			}
-			if mounted {
-				return "", holdfast.Errorf(holdfast.ErrRefused, "volume %s is mounted", d.spec.Name)
-			}
-			if err := tools.Format(ctx, path, *r.Format); err != nil {
-				return "", err
-			}
-			return "", d.loop.Sync()
-		})
-	case r.Verb == verbFsck:
-		return k.withLoop(ctx, d, r.Verb, func(ctx context.Context, path string) (string, error) {
-			if _, mounted, err := d.mounted(); mounted || err != nil {
-				return "", err // it was checked before it was mounted
-			}
-			return "", tools.Fsck(ctx, path, r.FS)
-		})
-	case r.Verb == verbMount && r.Mount != nil:
-		return k.mount(ctx, d, *r.Mount)
+	case verbProbe, verbFormat, verbFsck:
+		return k.forward(ctx, d, r)
+	case verbMount:
+		return k.mount(ctx, d, r)
 	}
 	return "", malformed(r.Verb)
 }
@@ -275,29 +251,23 @@ func malformed(v verb) error {
 }
 
 // list returns one page of devices, in the order of their names.
-func (k *keeper) list(page int) (devices []Device, more bool, err error) {
-	entries, err := mount.Table()
-	if err != nil {
-		return nil, false, err
-	}
-	k.mu.Lock()
-	defer k.mu.Unlock()
-	all := make([]*device, 0, len(k.devices))
-	for _, d := range k.devices {
-		all = append(all, d)
-	}
+func (k *keeper) list(ctx context.Context, page int) (devices []Device, more bool, err error) {
+	all := k.all()
 	slices.SortFunc(all, func(a, b *device) int { return strings.Compare(a.spec.Name, b.spec.Name) })
 	from := min(max(page, 0)*devicesPerPage, len(all))
 	to := min(from+devicesPerPage, len(all))
 	for _, d := range all[from:to] {
-		devices = append(devices, d.describe(entries))
+		v, err := k.describe(ctx, d)
+		if err != nil {
+			return nil, false, err
+		}
+		devices = append(devices, v)
 	}
 	return devices, to < len(all), nil
 }
 
-func (k *keeper) removePath(name string) error {
-	if err := validName(name); err != nil {
-		return err
-	}
-	return mount.RemoveTarget(filepath.Join(mountsDir(k.opts.DataDir), name))
+// removePath is the verb remove-path.
+func (k *keeper) removePath(ctx context.Context, name string) error {
+	_, err := k.mounter.call(ctx, request{Verb: verbRemovePath, Name: name}, -1)
+	return err
 }

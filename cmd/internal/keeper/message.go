@@ -30,6 +30,8 @@ const (
 
 type verb string
 
+// The daemon's requests. The keeper hands those that need a file system or a
+// loop device on to its mounter, which knows the others below as well.
 const (
 	verbDevices    verb = "devices"
 	verbOpen       verb = "open"
@@ -42,14 +44,18 @@ const (
 	verbClose      verb = "close"
 	verbAbort      verb = "abort"
 	verbRemovePath verb = "remove-path"
+
+	verbState verb = "state" // of one volume's loop device and mount
+	verbSync  verb = "sync"  // syncfs of one volume's mount
+	verbLook  verb = "look"  // at what this host lacks
 )
 
-// hello is the first message in either direction.
+// hello is the first message in either direction between daemon and keeper.
 type hello struct {
 	Version   int                 `json:"version"`
 	Instance  holdfast.InstanceID `json:"instance"`
 	Error     *wireError          `json:"error,omitempty"`     // from the keeper: refused
-	Namespace uint64              `json:"namespace,omitempty"` // from the keeper: its mount namespace
+	Namespace uint64              `json:"namespace,omitempty"` // from the keeper: the mount namespace that has the volumes, 0 if there can be none
 	Mounts    string              `json:"mounts,omitempty"`    // from the keeper: where mounts are
 	Lacks     []Lack              `json:"lacks,omitempty"`     // from the keeper
 }
@@ -66,6 +72,11 @@ type request struct {
 	Mount     *MountOptions        `json:"mount,omitempty"`
 	FS        mount.FileSystem     `json:"fs,omitempty"`
 	Force     bool                 `json:"force,omitempty"`
+	Container bool                 `json:"container,omitempty"` // with look: the keeper is PID 1
+}
+
+func (r request) timeout() time.Duration {
+	return time.Duration(min(max(r.TimeoutMS, 0), maxTimeout.Milliseconds())) * time.Millisecond
 }
 
 type response struct {
@@ -76,6 +87,18 @@ type response struct {
 	More    bool           `json:"more,omitempty"`
 	Params  hostdev.Params `json:"params"`
 	Resend  bool           `json:"resend,omitempty"`
+	State   *state         `json:"state,omitempty"`
+	Lacks   []Lack         `json:"lacks,omitempty"`
+
+	Namespace uint64 `json:"namespace,omitempty"` // with Lacks: the mounter's mount namespace
+}
+
+// state is a volume's loop device and mount, as the mounter sees them.
+type state struct {
+	Loop     string           `json:"loop,omitempty"` // /dev/loopN
+	Mounted  bool             `json:"mounted,omitempty"`
+	FS       mount.FileSystem `json:"fs,omitempty"`
+	ReadOnly bool             `json:"read_only,omitempty"`
 }
 
 type wireError struct {

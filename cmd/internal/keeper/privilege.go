@@ -9,6 +9,8 @@ import (
 
 const needsResource = "give the container CAP_SYS_RESOURCE (--privileged, or --cap-add SYS_RESOURCE)"
 
+const needsAdmin = "run as root; in a container, with CAP_SYS_ADMIN (--privileged, or --cap-add SYS_ADMIN)"
+
 // takePrivileges takes what keeps a host that serves its own disks from locking
 // up when memory is short, and says what it could not get. Both are inherited
 // by the daemon.

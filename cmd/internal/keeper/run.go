@@ -2,8 +2,6 @@ package keeper
 
 import (
 	"context"
-	"errors"
-	"fmt"
 	"log/slog"
 	"net"
 	"os"
@@ -15,8 +13,6 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/holdfast-storage/holdfast"
-	"github.com/holdfast-storage/holdfast/blockdev/hostdev"
-	"github.com/holdfast-storage/holdfast/blockdev/mount"
 )
 
 const (
@@ -26,8 +22,8 @@ const (
 	// into 35 when one is.
 	defaultMountGrace  = 25 * time.Second
 	defaultDaemonGrace = 8 * time.Second
-	// lastUnmounts bounds the unmounts of what is left then.
-	lastUnmounts = 3 * time.Second
+	// lastWait bounds the unmounts of what is left then, and the end of devices.
+	lastWait = 3 * time.Second
 )
 
 // Options of Run.
@@ -69,9 +65,10 @@ type keeper struct {
 	opts      Options
 	log       *slog.Logger
 	instance  holdfast.InstanceID
-	namespace uint64
+	namespace uint64 // the mounter's; 0 where the privilege for kernel devices is missing
 	lacks     []Lack
 	children  *children
+	mounter   *caller
 	opening   chan struct{} // one token: one new device at a time
 	changed   chan struct{} // holds one: a device or a mount changed
 
@@ -91,6 +88,10 @@ type keeper struct {
 // SIGTERM or SIGINT, with the exit code of the process. As PID 1 it reaps every
 // orphan; else it becomes a subreaper, so that it inherits those of its daemon.
 //
+// Run executes the program anew, with the same arguments, and starts it a second
+// time as the mounter (see stage.go): so it comes before the program has begun
+// anything else, and nothing of what came before it lasts.
+//
 // After a signal it still serves Unmount until no mount is left, for MountGrace
 // at most (a second signal ends the wait); unmounts what is left, lazily; ends
 // the daemon; and returns. Devices end with the keeper: what still uses them
@@ -99,15 +100,36 @@ func Run(ctx context.Context, opts Options) (code int, err error) {
 	if err := opts.validate(); err != nil {
 		return 2, err
 	}
+	if opts.DataDir, err = prepareDataDir(opts.DataDir); err != nil {
+		return 1, err
+	}
+	switch os.Getenv(stageVariable) {
+	case stageMounter:
+		return mounterStage(ctx, opts)
+	case stageKeeper:
+		return keeperStage(ctx, opts)
+	}
+	return 1, firstStage()
+}
+
+// keeperStage is the keeper's whole life.
+func keeperStage(ctx context.Context, opts Options) (code int, err error) {
+	signals := make(chan os.Signal, 2)
+	signal.Notify(signals, unix.SIGTERM, unix.SIGINT)
+	defer signal.Stop(signals)
+	p, err := stageSocket()
+	if err != nil {
+		return 1, err
+	}
 	k := &keeper{
-		opts: opts, log: opts.Logger, instance: holdfast.NewID[holdfast.InstanceID](), children: newChildren(opts.Logger),
+		opts: opts, log: opts.Logger, instance: holdfast.NewID[holdfast.InstanceID](),
+		children: newChildren(opts.Logger), mounter: newCaller("mounter", p),
 		opening: make(chan struct{}, 1), changed: make(chan struct{}, 1),
 		devices: make(map[holdfast.VolumeID]*device), conns: make(map[*net.UnixConn]struct{}),
 	}
 	k.opening <- struct{}{}
-	signals := make(chan os.Signal, 2)
-	signal.Notify(signals, unix.SIGTERM, unix.SIGINT)
-	defer signal.Stop(signals)
+	go k.mounter.receive()
+	defer k.mounter.close() // the mounter ends with it
 	unlock, err := k.prepare(ctx)
 	if err != nil {
 		return 1, err
@@ -122,41 +144,45 @@ func Run(ctx context.Context, opts Options) (code int, err error) {
 
 // prepare does what comes before the first request.
 func (k *keeper) prepare(ctx context.Context) (unlock func(), err error) {
-	if err := os.MkdirAll(mountsDir(k.opts.DataDir), 0o711); err != nil {
-		return nil, holdfast.Errorf(holdfast.ErrIO, "make the directory of mounts: %w", err)
-	}
-	if k.opts.DataDir, err = filepath.EvalSymlinks(k.opts.DataDir); err != nil { // as the mount table spells it
-		return nil, holdfast.Errorf(holdfast.ErrIO, "resolve the data directory: %w", err)
-	}
 	lock, err := os.OpenFile(filepath.Join(k.opts.DataDir, "keeper.lock"), os.O_CREATE|os.O_RDWR, 0o600)
 	if err != nil {
 		return nil, holdfast.Errorf(holdfast.ErrIO, "open the keeper's lock: %w", err)
 	}
-	unlock = func() { _ = lock.Close() }
 	defer func() {
 		if err != nil {
-			unlock()
+			_ = lock.Close()
 		}
 	}()
 	if err := unix.Flock(int(lock.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
 		return nil, holdfast.Errorf(holdfast.ErrRefused, "another keeper runs in %s", k.opts.DataDir).WithRemedy("stop it, or choose another --data-dir")
 	}
-	if k.namespace, err = mountNamespace(); err != nil {
-		return nil, err
-	}
-	if os.Getpid() != 1 {
+	container := os.Getpid() == 1
+	if !container {
 		if err := unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0); err != nil {
 			return nil, holdfast.Errorf(holdfast.ErrInternal, "become a subreaper: %w", err)
 		}
 	}
-	if err := k.clearOldMounts(); err != nil {
+	a, err := k.mounter.call(ctx, request{Verb: verbLook, Container: container}, -1)
+	if err != nil {
 		return nil, err
 	}
-	k.lacks = k.look(ctx)
+	own, err := mountNamespace()
+	if err != nil {
+		return nil, err
+	}
+	k.lacks = append(takePrivileges(), a.Lacks...)
+	if own == a.Namespace { // the first stage had not the privilege to leave it
+		k.lacks = append(k.lacks, Lack{What: "kernel devices: no private mount namespace", Remedy: needsAdmin})
+	} else {
+		k.namespace = a.Namespace
+		if err := isolate(k.namespace, mountsDir(k.opts.DataDir), k.log); err != nil {
+			return nil, err
+		}
+	}
 	for _, l := range k.lacks {
 		k.log.Warn("this host lacks something", slog.String("lack", l.What), slog.String("remedy", l.Remedy))
 	}
-	return unlock, nil
+	return func() { _ = lock.Close() }, nil
 }
 
 // run serves until a signal, ctx's end or the daemon's own end.
@@ -178,6 +204,13 @@ func (k *keeper) run(ctx context.Context, l *net.UnixListener, signals <-chan os
 		code = k.drain(signals, ended, stopDaemon)
 	case <-ctx.Done():
 		code = k.drain(signals, ended, stopDaemon)
+	case <-k.mounter.done:
+		// Without it nothing can be mounted or unmounted, and a second one would
+		// not be in the namespace that has the mounts.
+		k.log.Error("the mounter has died; the keeper ends")
+		stopDaemon()
+		<-ended
+		code = 1
 	}
 	k.endDevices()
 	_ = l.Close()
@@ -194,8 +227,9 @@ func (k *keeper) drain(signals <-chan os.Signal, ended <-chan int, stopDaemon fu
 	k.mu.Lock()
 	k.draining = true
 	k.mu.Unlock()
+	synced := make(chan struct{})
 	k.work.Add(1)
-	go func() { defer k.work.Done(); k.syncMounts() }() // in case not all are unmounted in time
+	go func() { defer k.work.Done(); defer close(synced); k.syncMounts() }() // in case not all are unmounted in time
 	grace := time.NewTimer(k.opts.MountGrace)
 	defer grace.Stop()
 wait:
@@ -211,7 +245,7 @@ wait:
 			return code
 		}
 	}
-	k.forceUnmounts()
+	k.lastUnmounts(synced)
 	stopDaemon()
 	return <-ended
 }
@@ -236,8 +270,10 @@ func (k *keeper) all() []*device {
 }
 
 func (k *keeper) mountsLeft() (n int) {
+	ctx, cancel := context.WithTimeout(k.ctx, lastWait)
+	defer cancel()
 	for _, d := range k.all() {
-		if _, mounted, err := d.mounted(); mounted || err != nil {
+		if s, err := k.state(ctx, d); s.Mounted || err != nil {
 			n++
 		}
 	}
@@ -246,13 +282,15 @@ func (k *keeper) mountsLeft() (n int) {
 
 // syncMounts writes out what is dirty in every mounted volume.
 func (k *keeper) syncMounts() {
+	ctx, cancel := context.WithTimeout(k.ctx, k.opts.MountGrace)
+	defer cancel()
 	var all sync.WaitGroup
 	for _, d := range k.all() {
-		if _, mounted, err := d.mounted(); !mounted || err != nil {
+		if s, err := k.state(ctx, d); !s.Mounted || err != nil {
 			continue
 		}
 		all.Go(func() {
-			if err := mount.SyncFS(d.target); err != nil {
+			if _, err := k.askMounter(ctx, d, request{Verb: verbSync}); err != nil {
 				k.log.Error("volume not synced", d.attrs(slog.Any("error", err))...)
 			}
 		})
@@ -260,14 +298,24 @@ func (k *keeper) syncMounts() {
 	all.Wait()
 }
 
-// forceUnmounts takes the mounts that are left away, while the daemon still
-// serves them: what no container has open is thereby unmounted in good order.
-func (k *keeper) forceUnmounts() {
-	ctx, cancel := context.WithTimeout(k.ctx, lastUnmounts)
+// lastUnmounts takes the mounts that are left away, while the daemon still
+// serves them: in good order those that no process has open (a sync still going
+// on counts as one), lazily the others.
+func (k *keeper) lastUnmounts(synced <-chan struct{}) {
+	ctx, cancel := context.WithTimeout(k.ctx, lastWait)
 	defer cancel()
+	select {
+	case <-synced:
+	case <-ctx.Done():
+	}
 	var all sync.WaitGroup
 	for _, d := range k.all() {
 		all.Go(func() {
+			if err := k.unmount(ctx, d, false); err == nil {
+				return
+			}
+			ctx, cancel := context.WithTimeout(k.ctx, time.Second)
+			defer cancel()
 			if err := k.unmount(ctx, d, true); err != nil {
 				k.log.Error("volume not unmounted", d.attrs(slog.Any("error", err))...)
 			}
@@ -287,7 +335,7 @@ func (k *keeper) endDevices() {
 			k.log.Error("connection not aborted", d.attrs(slog.Any("error", err))...)
 		}
 	}
-	ctx, cancel := context.WithTimeout(k.ctx, lastUnmounts)
+	ctx, cancel := context.WithTimeout(k.ctx, lastWait)
 	defer cancel()
 	for _, d := range k.all() {
 		if err := k.abort(ctx, d); err != nil {
@@ -322,48 +370,4 @@ func (k *keeper) closeConversations() {
 	for c := range conns {
 		_ = c.Close()
 	}
-}
-
-// clearOldMounts takes away what a keeper that was killed left in a host's
-// namespace: mounts of loop devices below the directory of mounts, dead since
-// its descriptors were closed. The lock says that it is dead.
-func (k *keeper) clearOldMounts() error {
-	entries, err := mount.Table()
-	if err != nil {
-		return err
-	}
-	dir := mountsDir(k.opts.DataDir)
-	var errs []error
-	for i := len(entries) - 1; i >= 0; i-- {
-		e := entries[i]
-		if e.Major != loopMajor || filepath.Dir(e.Target) != dir {
-			continue
-		}
-		k.log.Warn("dead mount of an earlier run taken away", slog.String("path", e.Target), slog.String("device", e.Source))
-		if err := unix.Unmount(e.Target, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW); err != nil && !errors.Is(err, unix.EINVAL) {
-			errs = append(errs, fmt.Errorf("unmount %s: %w", e.Target, err))
-		}
-	}
-	if err := errors.Join(errs...); err != nil {
-		return holdfast.Errorf(holdfast.ErrInternal, "take away old mounts: %w", err)
-	}
-	return nil
-}
-
-// look finds out what this host does not give, and takes what it does give.
-func (k *keeper) look(ctx context.Context) []Lack {
-	lacks := takePrivileges()
-	works := false
-	for _, w := range hostdev.Probe(ctx) {
-		works = works || w.Works
-		if w.Lack != "" && w.Name == "fuse-loop" {
-			lacks = append(lacks, Lack{What: "kernel devices: " + w.Lack, Remedy: w.Remedy})
-		}
-	}
-	e, err := mount.Covering(mountsDir(k.opts.DataDir))
-	if err == nil && works && !e.Shared && e.Target != "/" {
-		lacks = append(lacks, Lack{What: "mounts below " + k.opts.DataDir + " are not seen outside this mount namespace",
-			Remedy: fmt.Sprintf("in a container: -v %s:%s:rshared", k.opts.DataDir, k.opts.DataDir)})
-	}
-	return lacks
 }

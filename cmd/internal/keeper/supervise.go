@@ -120,11 +120,10 @@ func (k *keeper) runDaemon(ctx context.Context) (exit, error) {
 func (k *keeper) daemonCommand() *exec.Cmd {
 	cmd := exec.Command(k.opts.Command[0], k.opts.Command[1:]...)
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = nil, os.Stdout, os.Stderr
-	cmd.Env = append(os.Environ(), environment+"="+SocketPath(k.opts.DataDir))
-	cmd.SysProcAttr = &syscall.SysProcAttr{
-		Unshareflags: unix.CLONE_NEWNS,
-		Pdeathsig:    unix.SIGKILL,
-		Setpgid:      true,
+	cmd.Env = append(stageless(), environment+"="+SocketPath(k.opts.DataDir))
+	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: unix.SIGKILL, Setpgid: true}
+	if k.namespace != 0 {
+		cmd.SysProcAttr.Unshareflags = unix.CLONE_NEWNS
 	}
 	return cmd
 }

@@ -3,6 +3,7 @@ package keeper
 import (
 	"bytes"
 	"math/rand/v2"
+	"os"
 	"os/exec"
 	"strconv"
 	"strings"
@@ -12,14 +13,24 @@ import (
 	"github.com/holdfast-storage/holdfast/blockdev/mount"
 )
 
-// kills is how often the daemon is killed under each file system.
-const kills = 5
+// rounds is how often a test repeats its fault; HOLDFAST_SOAK_ROUNDS overrides it.
+func rounds(t *testing.T, usual int) int {
+	text := os.Getenv("HOLDFAST_SOAK_ROUNDS")
+	if text == "" {
+		return usual
+	}
+	n, err := strconv.Atoi(text)
+	if err != nil || n < 1 {
+		t.Fatalf("HOLDFAST_SOAK_ROUNDS=%s is not a count", text)
+	}
+	return n
+}
 
 // fio writes with verification inside the keeper's namespace.
-func (n *node) fio(dir string, seed uint64) (*exec.Cmd, *bytes.Buffer) {
+func (n *node) fio(dir string, seed uint64, loops int) (*exec.Cmd, *bytes.Buffer) {
 	var out bytes.Buffer
 	cmd := n.inside("fio", "--name=v", "--directory="+dir, "--size=48m", "--rw=randwrite", "--bsrange=4k-256k", "--ioengine=libaio", "--direct=1", "--iodepth=16",
-		"--verify=crc32c", "--verify_fatal=1", "--fsync=64", "--randseed="+strconv.FormatUint(seed, 10), "--loops=24", "--runtime=60")
+		"--verify=crc32c", "--verify_fatal=1", "--fsync=64", "--randseed="+strconv.FormatUint(seed, 10), "--loops="+strconv.Itoa(loops))
 	cmd.Stdout, cmd.Stderr = &out, &out
 	return cmd, &out
 }
@@ -31,11 +42,12 @@ func TestRootTakeover(t *testing.T) {
 	for _, fs := range []mount.FileSystem{mount.Ext4, mount.XFS} {
 		t.Run(string(fs), func(t *testing.T) {
 			const seed = 1
+			kills := rounds(t, 5)
 			rng := rand.New(rand.NewPCG(seed, 0))
 			n := startNode(t, "")
 			a := volume("data", fs, 512<<20)
 			path := n.up(a)
-			cmd, out := n.fio(path, seed)
+			cmd, out := n.fio(path, seed, 5*kills)
 			if err := cmd.Start(); err != nil {
 				t.Fatal(err)
 			}
@@ -85,4 +97,3 @@ func (n *node) onlyDevice() Device {
 	}
 	return devices[0]
 }
-

@@ -67,6 +67,8 @@ type Device struct {
 	// MountPath is what Mount answered, "" while not mounted; FS the kind.
 	MountPath string           `json:"mount_path,omitempty"`
 	FS        mount.FileSystem `json:"fs,omitempty"`
+	// ReadOnly says that it refuses writes, as a file system does after an error.
+	ReadOnly bool `json:"read_only,omitempty"`
 	// Busy names the call that is in work, "" for none.
 	Busy string `json:"busy,omitempty"`
 }
