@@ -19,8 +19,8 @@ func (c *InitCluster) apply(t *View) (Result, error) {
 	switch {
 	case c.ID.IsZero():
 		return Result{}, invalid("a cluster needs an id")
-	case c.Level == 0:
-		return Result{}, invalid("a cluster needs a level")
+	case c.Level != holdfast.Level1:
+		return Result{}, invalid("a cluster begins at level %d, not %d", holdfast.Level1, c.Level)
 	case t.cluster.ID == c.ID:
 		return Result{}, nil
 	case !t.cluster.ID.IsZero():

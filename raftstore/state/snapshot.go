@@ -117,6 +117,9 @@ func (v *View) check() error {
 	bad := func(format string, args ...any) error {
 		return holdfast.Errorf(holdfast.ErrIntegrity, format, args...)
 	}
+	if v.cluster.ID.IsZero() != (v.cluster.Level == 0) || v.cluster.Level > holdfast.Level1 {
+		return bad("cluster %v is at level %d", v.cluster.ID, v.cluster.Level)
+	}
 	live := 0
 	for vol := range v.volumes.all() {
 		if !vol.Deleted {
