@@ -141,7 +141,7 @@ func planVoter(v *state.View, members []Member, maxVoters int, present func(hold
 		switch {
 		case m.Voter:
 			voters++
-		case p.Alive && p.Applied+catchUp >= v.Index():
+		case p.Alive && p.Applied > 0 && p.Applied+catchUp >= v.Index():
 			ready = append(ready, m)
 		}
 	}
