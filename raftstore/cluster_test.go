@@ -474,3 +474,23 @@ func TestWaitsEnd(t *testing.T) {
 		t.Fatalf("a proposal to a closed store: got %v", err)
 	}
 }
+
+func TestContacts(t *testing.T) {
+	m := bootstrap(t)
+	if got, err := m.Contacts(); err != nil || len(got) != 0 {
+		t.Fatalf("before any: got %v, %v", got, err)
+	}
+	var many []string
+	for i := range maxContacts + 5 {
+		many = append(many, fmt.Sprintf("host-%d:9400", i))
+	}
+	for _, want := range [][]string{{"a:1", "b:2"}, many, nil} {
+		if err := m.SaveContacts(want); err != nil {
+			t.Fatal(err)
+		}
+		want = want[:min(len(want), maxContacts)]
+		if got, err := m.Contacts(); err != nil || strings.Join(got, " ") != strings.Join(want, " ") {
+			t.Fatalf("got %v, %v, want %v", got, err, want)
+		}
+	}
+}

@@ -44,8 +44,8 @@ type Options struct {
 	Store *raftstore.Store
 	// Self is what this node says of itself; ID must be the store's.
 	Self state.Node
-	// Targets are addresses to ask while the tables name nobody yet: --join,
-	// and what KnownAddresses said in the last life.
+	// Targets are addresses to ask while the tables name nobody yet: --join.
+	// The store's contacts, saved in an earlier life, are asked too.
 	Targets []string
 	// Dialing are further gRPC dial options: credentials. Default: in clear.
 	Dialing []grpc.DialOption
@@ -71,6 +71,7 @@ type Peer struct {
 	mu      sync.Mutex // of the fields below
 	self    state.Node
 	targets []string
+	turn    int // of nextTarget
 	beating map[string]bool // addresses with a heartbeat on its way
 }
 
@@ -90,6 +91,11 @@ func New(o Options) (*Peer, error) {
 	}
 	p := &Peer{store: o.Store, log: o.Logger, record: newRecord(o.Clock), conns: newConns(o.Dialing),
 		self: o.Self, targets: slices.Clone(o.Targets), beating: map[string]bool{}}
+	contacts, err := o.Store.Contacts()
+	if err != nil {
+		return nil, err
+	}
+	p.addTargets(contacts)
 	p.watch.changed = make(chan struct{})
 	p.ctx, p.cancel = context.WithCancel(context.Background())
 	return p, nil
@@ -501,24 +507,25 @@ func (p *Peer) leaderAddress(told string) (address string, self bool) {
 	return p.nextTarget(), false
 }
 
-// nextTarget takes turns among the known addresses.
+// nextTarget takes turns among the known addresses: those of the tables, and
+// what was given or saved.
 func (p *Peer) nextTarget() string {
 	known := p.KnownAddresses()
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if len(p.targets) == 0 {
-		p.targets = known
+	for _, t := range p.targets {
+		if !slices.Contains(known, t) {
+			known = append(known, t)
+		}
 	}
-	if len(p.targets) == 0 {
+	if len(known) == 0 {
 		return ""
 	}
-	next := p.targets[0]
-	p.targets = append(slices.Clone(p.targets[1:]), next)
-	return next
+	p.turn++
+	return known[p.turn%len(known)]
 }
 
-// KnownAddresses are the API addresses of the other nodes: what to give as
-// Options.Targets in the next life.
+// KnownAddresses are the API addresses of the other nodes in the tables.
 func (p *Peer) KnownAddresses() []string {
 	var out []string
 	for n := range p.View().Nodes() {

@@ -46,7 +46,6 @@ type host struct {
 	name     string
 	api      string
 	raft     string
-	targets  []string
 	stopping bool
 }
 
@@ -74,7 +73,7 @@ func (h *host) start(t testing.TB) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	h.Peer, err = New(Options{Store: h.store, Targets: h.targets, Logger: logger(h.name), Self: state.Node{
+	h.Peer, err = New(Options{Store: h.store, Logger: logger(h.name), Self: state.Node{
 		ID: h.store.Node(), Name: h.name, Instance: holdfast.NewID[holdfast.InstanceID](), HasDisks: true, Version: "test", MaxLevel: holdfast.Level1,
 		Addresses: state.Addresses{API: h.api, Data: "127.0.0.1:1", Raft: h.raft}}})
 	if err != nil {

@@ -2,6 +2,7 @@ package peer
 
 import (
 	"context"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -45,14 +46,24 @@ func (f *follower) announce() {
 	f.mu.Unlock()
 }
 
-// mirror passes changes of the store on.
+// mirror passes changes of the store on, and saves the contacts for the next life.
 func (p *Peer) mirror() {
 	defer p.wg.Done()
+	var saved []string
+	own := p.store.Changed()
 	for {
-		changed := p.store.Changed()
-		p.watch.announce()
+		followed := p.Changed()
+		if known := p.KnownAddresses(); len(known) > 0 && !slices.Equal(known, saved) {
+			if err := p.store.SaveContacts(known); err != nil {
+				p.log.Warn("contacts not saved", "error", err)
+			}
+			saved = known
+		}
 		select {
-		case <-changed:
+		case <-own:
+			own = p.store.Changed() // before the word is passed on: none is missed
+			p.watch.announce()
+		case <-followed:
 		case <-p.ctx.Done():
 			return
 		}
