@@ -23,9 +23,10 @@ func within(t testing.TB) context.Context {
 	return ctx
 }
 
-// fast are timings for many members in one process.
-var fast = Timings{Heartbeat: 150 * time.Millisecond, Election: 150 * time.Millisecond, Lease: 100 * time.Millisecond,
-	Connect: time.Second, SnapshotInterval: time.Hour, SnapshotEntries: 1 << 20, TrailingEntries: 8}
+// fast are timings for tests that name the leader: a lease long enough that a
+// loaded machine does not take it away, in a log that soon needs its snapshot.
+var fast = Timings{Heartbeat: time.Second, Election: time.Second, Lease: time.Second,
+	Connect: 5 * time.Second, SnapshotInterval: time.Hour, SnapshotEntries: 1 << 20, TrailingEntries: 8}
 
 func logger() *slog.Logger {
 	if os.Getenv("HOLDFAST_TEST_LOG") == "" {

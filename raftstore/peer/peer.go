@@ -71,7 +71,7 @@ type Peer struct {
 	mu      sync.Mutex // of the fields below
 	self    state.Node
 	targets []string
-	turn    int // of nextTarget
+	turn    int             // of nextTarget
 	beating map[string]bool // addresses with a heartbeat on its way
 }
 
