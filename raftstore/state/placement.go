@@ -1,0 +1,125 @@
+package state
+
+import (
+	"bytes"
+	"cmp"
+	"slices"
+
+	"github.com/holdfast-storage/holdfast"
+)
+
+// PlaceRequest asks where the replicas of new segments should go.
+type PlaceRequest struct {
+	Size        int64 // of the volume, bytes
+	SegmentSize int64 // bytes
+	Replicas    int
+	Pool        string // "" for any
+	First       int    // index of the first segment to place: 0, or what is there before a resize
+	// Avoid names nodes that get nothing, those known to be down.
+	Avoid []holdfast.NodeID
+	// NewReplica returns a fresh id: holdfast.NewID[holdfast.ReplicaID].
+	NewReplica func() holdfast.ReplicaID
+}
+
+// Place chooses disks for the segments of a volume: distinct nodes always,
+// distinct zones and then racks (the node labels) as far as there are enough,
+// and among those the disk with the least allocated share of its size. Volumes
+// are thin: allocated is what was promised, not what is used. Too few nodes is
+// ErrRefused. It is pure; the proposer calls it and CreateVolume checks it.
+func Place(v *View, req PlaceRequest) ([]SegmentPlacement, error) {
+	count, err := SegmentCount(req.Size, req.SegmentSize)
+	if err != nil {
+		return nil, err
+	}
+	candidates := v.candidates(req)
+	nodes := 0
+	var seen []holdfast.NodeID
+	for _, c := range candidates {
+		if !slices.Contains(seen, c.node.ID) {
+			seen = append(seen, c.node.ID)
+			nodes++
+		}
+	}
+	if req.Replicas > nodes {
+		return nil, holdfast.Errorf(holdfast.ErrRefused, "%d replicas need %d nodes with a usable disk, there are %d", req.Replicas, req.Replicas, nodes).
+			WithRemedy("add nodes with disks, or ask for fewer replicas")
+	}
+	var out []SegmentPlacement
+	for i := req.First; i < count; i++ {
+		size := min(req.SegmentSize, req.Size-int64(i)*req.SegmentSize)
+		var seg SegmentPlacement
+		var chosen []*candidate
+		for range req.Replicas {
+			best := pick(candidates, chosen)
+			best.allocated += size
+			chosen = append(chosen, best)
+			seg = append(seg, ReplicaPlacement{Replica: req.NewReplica(), Disk: best.disk.ID})
+		}
+		out = append(out, seg)
+	}
+	return out, nil
+}
+
+// candidate is a usable disk.
+type candidate struct {
+	disk      *Disk
+	node      *Node
+	allocated int64 // bytes promised to replicas on it
+}
+
+func (v *View) candidates(req PlaceRequest) []*candidate {
+	var out []*candidate
+	at := map[holdfast.DiskID]*candidate{}
+	for d := range v.Disks() {
+		n, ok := v.nodes.get(d.Node)
+		if !ok || n.Removed || d.State != holdfast.DiskOK || slices.Contains(req.Avoid, n.ID) || req.Pool != "" && req.Pool != d.Pool {
+			continue
+		}
+		c := &candidate{disk: d, node: n}
+		out = append(out, c)
+		at[d.ID] = c
+	}
+	for vol := range v.volumes.all() {
+		for i := range vol.Segments {
+			for _, r := range vol.Segments[i].Replicas {
+				if c := at[r.Disk]; c != nil {
+					c.allocated += vol.Segments[i].Size
+				}
+			}
+		}
+	}
+	return out
+}
+
+// pick returns the best candidate beside those already chosen: on another node,
+// in another zone and rack if possible, least allocated, lowest id.
+func pick(candidates, chosen []*candidate) *candidate {
+	var best *candidate
+	var bestShared int
+	for _, c := range candidates {
+		shared := 0
+		sameNode := false
+		for _, o := range chosen {
+			sameNode = sameNode || o.node.ID == c.node.ID
+			if z := c.node.Labels.Get("zone"); z != "" && z == o.node.Labels.Get("zone") {
+				shared += MaxReplicas // a shared zone outweighs any number of shared racks
+			}
+			if r := c.node.Labels.Get("rack"); r != "" && r == o.node.Labels.Get("rack") {
+				shared++
+			}
+		}
+		if sameNode {
+			continue
+		}
+		if best == nil || cmp.Or(cmp.Compare(shared, bestShared), compareLoad(c, best)) < 0 {
+			best, bestShared = c, shared
+		}
+	}
+	return best
+}
+
+func compareLoad(a, b *candidate) int {
+	return cmp.Or(
+		cmp.Compare(float64(a.allocated)/float64(a.disk.Size), float64(b.allocated)/float64(b.disk.Size)),
+		bytes.Compare(a.disk.ID[:], b.disk.ID[:]))
+}
