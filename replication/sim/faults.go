@@ -1,0 +1,171 @@
+package sim
+
+import "time"
+
+// rates say how the world behaves. Every seed draws its own: some worlds are
+// calm but for one kind of fault, some have all of them.
+type rates struct {
+	// The ordinary.
+	think       time.Duration // between a client's requests, at most
+	reads       float64
+	flushes     float64
+	slowMessage float64
+	slowSync    float64
+	hungSync    float64
+	checkpoint  float64 // per tick
+	readTime    time.Duration
+	applyTime   time.Duration
+	chunkTime   time.Duration
+	flushEvery  time.Duration
+	takeover    time.Duration // how long a dead holder is waited for
+
+	// Faults, each as the mean time between two.
+	crash, power, blackout, cut, isolate, reset, stall, force, detach, outage, recycle time.Duration
+	loseAnswer                                                                         float64
+}
+
+func (w *world) drawRates() {
+	r := w.rng
+	pick := func(p float64, lo, hi time.Duration) time.Duration {
+		v := w.between(lo, hi)
+		if r.Float64() >= p {
+			return 0
+		}
+		return v
+	}
+	const s = time.Second
+	w.rates = rates{
+		think:       w.between(5*time.Millisecond, 120*time.Millisecond),
+		reads:       0.2 + 0.4*r.Float64(),
+		flushes:     0.1 * r.Float64(),
+		slowMessage: 0.02 * r.Float64(),
+		slowSync:    0.05 * r.Float64(),
+		checkpoint:  0.02 * r.Float64(),
+		readTime:    w.between(10*time.Microsecond, 3*time.Millisecond),
+		applyTime:   w.between(time.Millisecond, 300*time.Millisecond),
+		chunkTime:   w.between(2*time.Millisecond, 100*time.Millisecond),
+		flushEvery:  w.between(20*time.Millisecond, 2*time.Second),
+		takeover:    w.between(500*time.Millisecond, 6*time.Second),
+		crash:       pick(0.6, 3*s, 20*s),
+		power:       pick(0.6, 3*s, 25*s),
+		blackout:    pick(0.25, 10*s, 40*s),
+		cut:         pick(0.6, 1*s, 10*s),
+		isolate:     pick(0.4, 4*s, 20*s),
+		reset:       pick(0.5, 1*s, 8*s),
+		stall:       pick(0.4, 3*s, 20*s),
+		force:       pick(0.6, 2*s, 12*s),
+		detach:      pick(0.3, 5*s, 20*s),
+		outage:      pick(0.3, 5*s, 20*s),
+		recycle:     pick(0.5, 4*s, 20*s),
+	}
+	if r.Float64() < 0.3 {
+		w.rates.loseAnswer = 0.3 * r.Float64()
+	}
+	if r.Float64() < 0.2 {
+		w.rates.hungSync = 0.003 * r.Float64()
+	}
+}
+
+// faults starts every kind of fault that this world has.
+func (w *world) faults() {
+	n := len(w.nodes)
+	some := func() *node { return w.nodes[w.rng.Intn(n)] }
+	w.raft.loseAnswer = w.rates.loseAnswer
+	w.every(w.rates.crash, func() { w.restart(some(), false, w.between(10*time.Millisecond, 8*time.Second)) })
+	w.every(w.rates.power, func() { w.restart(some(), true, w.between(100*time.Millisecond, 10*time.Second)) })
+	w.every(w.rates.blackout, func() {
+		for _, x := range w.nodes {
+			if w.chance(0.9) {
+				w.restart(x, true, w.between(100*time.Millisecond, 10*time.Second))
+			}
+		}
+	})
+	w.every(w.rates.cut, func() {
+		a, b := w.rng.Intn(n), w.rng.Intn(n)
+		if a == b {
+			return
+		}
+		both, d := w.chance(0.7), w.between(50*time.Millisecond, 15*time.Second)
+		w.log("cut n%d -> n%d (both ways %v) for %v", a, b, both, d)
+		w.setCut(a, b, true)
+		if both {
+			w.setCut(b, a, true)
+		}
+		w.after(d, func() { w.setCut(a, b, false); w.setCut(b, a, false) })
+	})
+	w.every(w.rates.isolate, func() {
+		a, d := w.rng.Intn(n), w.between(50*time.Millisecond, 20*time.Second)
+		w.log("n%d is cut off for %v", a, d)
+		w.isolate(a, true)
+		w.after(d, func() { w.isolate(a, false) })
+	})
+	w.every(w.rates.reset, func() {
+		if len(w.links) > 0 {
+			l := w.links[w.rng.Intn(len(w.links))]
+			w.log("connection n%d -> n%d is reset", l.wr.n, l.host.index)
+			l.reset()
+		}
+	})
+	w.every(w.rates.stall, func() { some().pause(w.between(50*time.Millisecond, 9*time.Second)) })
+	w.every(w.rates.force, func() {
+		if !w.ctl.finished {
+			w.log("the volume is taken over by force")
+			w.ctl.attach()
+		}
+	})
+	w.every(w.rates.detach, w.ctl.detach)
+	w.every(w.rates.outage, func() {
+		w.raft.outUntil = w.now + w.between(time.Second, 12*time.Second)
+		w.log("raft is out of reach until %v", w.raft.outUntil)
+	})
+	w.every(w.rates.recycle, func() {
+		if x := some(); x.up {
+			x.disk.checkpoint(0)
+			x.host.tellApplied()
+		}
+	})
+}
+
+// every repeats a fault about every d, until the world heals. 0: never.
+func (w *world) every(d time.Duration, do func()) {
+	if d == 0 {
+		return
+	}
+	w.after(w.between(d/4, d*7/4), func() {
+		if w.healing {
+			return
+		}
+		do()
+		w.every(d, do)
+	})
+}
+
+func (w *world) restart(n *node, power bool, after time.Duration) {
+	n.crash(power)
+	w.after(after, n.start)
+}
+
+func (w *world) isolate(a int, v bool) {
+	for b := range w.nodes {
+		if a != b {
+			w.setCut(a, b, v)
+			w.setCut(b, a, v)
+		}
+	}
+}
+
+// heal ends every fault.
+func (w *world) heal() {
+	w.log("the faults are over")
+	w.healing = true
+	for a := range w.nodes {
+		for b := range w.nodes {
+			w.setCut(a, b, false)
+		}
+	}
+	w.raft.outUntil, w.raft.loseAnswer = 0, 0
+	w.rates.hungSync, w.rates.slowMessage = 0, 0
+	for _, n := range w.nodes {
+		n.start()
+	}
+}
