@@ -53,7 +53,11 @@ func (c *Core) pumpRaft() {
 		return
 	}
 	for _, m := range c.members {
-		if m.evicting && m.inISR {
+		if m.evicting && !m.inISR {
+			c.dropFromAckset(m) // raft does not count it, and no Grow is on its way
+			continue
+		}
+		if m.evicting {
 			if !c.otherHealthy(m) {
 				m.evicting = false // nobody would remain: hold, and look again
 				continue
@@ -89,6 +93,7 @@ func (c *Core) onProposed(e Proposed) {
 		}
 		c.command = nil
 		c.readMeta()
+		c.metaAt = c.now + c.lim.RetryRaft
 	case OutcomeConflict, OutcomeUnknown:
 		// Keep holding; find out first.
 		c.readMeta()

@@ -126,7 +126,7 @@ func (c *controller) detach() {
 
 // finalReads reads every block once through the last writer.
 func (c *controller) finalReads(wr *writer) {
-	if c.readAll || c.final == wr {
+	if c.readAll || c.final == wr || c.holder != wr {
 		return
 	}
 	c.final = wr

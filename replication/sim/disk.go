@@ -142,6 +142,13 @@ func (im *image) take(r record) {
 		}
 		im.v[r.chunk] = r.seq
 		im.lastSeq[r.chunk] = r.last
+		// What the base had taken beyond the as-of is in the log still (as-of
+		// is not below the checkpoint), and is taken again.
+		for _, e := range im.log {
+			if e.seq > r.seq && e.seq <= st.Applied {
+				im.put(e, r.chunk)
+			}
+		}
 	case recWhole:
 		st.Syncing, st.Held = false, 0
 	case recIntact:
@@ -157,14 +164,22 @@ func (im *image) apply(limit holdfast.Seq) {
 		if e.seq <= im.st.Applied || e.seq > limit {
 			continue
 		}
-		for b := e.m.first; b < e.m.first+e.m.n; b++ {
-			c := b / blocksPerChunk
-			if e.seq > im.v[c] {
-				im.base[b] = e.m.v
-				im.lastSeq[c] = max(im.lastSeq[c], e.seq)
-			}
+		for c := range chunks {
+			im.put(e, c)
 		}
 		im.st.Applied = e.seq
+	}
+}
+
+// put takes what an entry writes to a chunk into the base, unless the chunk
+// was installed as of a later seq.
+func (im *image) put(e logEntry, c int) {
+	if e.seq <= im.v[c] {
+		return
+	}
+	for b := max(e.m.first, c*blocksPerChunk); b < min(e.m.first+e.m.n, (c+1)*blocksPerChunk); b++ {
+		im.base[b] = e.m.v
+		im.lastSeq[c] = max(im.lastSeq[c], e.seq)
 	}
 }
 

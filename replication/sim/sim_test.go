@@ -9,12 +9,12 @@ import (
 var (
 	seeds = flag.Int("seeds", 400, "how many seeds to run")
 	seed  = flag.Int64("seed", 1, "the first seed")
-	trace = flag.Bool("trace", false, "print what happens (use with -seeds 1)")
+	trace = flag.Bool("events", false, "print what happens (use with -seeds 1)")
 )
 
 // replay is the command that repeats a run.
 func replay(s int64) string {
-	return fmt.Sprintf("go test ./replication/sim -run TestSeeds -seeds 1 -seed %d -trace", s)
+	return fmt.Sprintf("go test ./replication/sim -run TestSeeds -seeds 1 -seed %d -events", s)
 }
 
 // TestSeeds runs the shipped cores through simulated clusters: no promise may
