@@ -70,6 +70,7 @@ type member struct {
 
 	// Across connections:
 	lastHeard  time.Duration
+	linkAt     time.Duration // the present connection's begin
 	ageFrom    time.Duration // op ages count from here at the earliest
 	durEver    holdfast.Seq  // highest dur it ever told in this session
 	suspect    bool
@@ -186,7 +187,7 @@ func (c *Core) onLinkUp(e LinkUp) {
 		return
 	}
 	m.link, m.conn = linkFencing, e.Conn
-	m.lastHeard = c.now
+	m.linkAt = c.now // not a word of the replica: lastHeard stays
 	c.do(SendFence{Replica: m.ID, Conn: m.conn, Epoch: c.opt.Epoch})
 }
 
@@ -272,6 +273,10 @@ func (c *Core) onTick() {
 	c.lastTick = c.now
 	if c.phase != PhaseActive && c.phase != PhaseDetaching {
 		for _, m := range c.members {
+			if waits := m.link == linkFencing || m.link == linkOpening; waits && c.now-max(m.lastHeard, m.linkAt) >= c.lim.Evict {
+				c.dropLink(m)
+				c.forget(m)
+			}
 			if m.inISR {
 				c.connect(m)
 			}
@@ -291,14 +296,17 @@ func (c *Core) onTick() {
 func (c *Core) watch(m *member) {
 	silence := c.now - m.lastHeard
 	age := c.opAge(m)
-	switch {
-	case !m.inAckset:
-		if m.connected() && (silence >= c.lim.Evict || age >= c.lim.OpAge) {
-			c.notice(NoticeSuspect, m, true, "silent for %v, oldest op %v: starting over", silence, age)
-			c.dropLink(m)
-			c.forget(m)
+	if quiet := c.now - max(m.lastHeard, m.linkAt); m.connected() && (quiet >= c.lim.Evict || !m.inAckset && age >= c.lim.OpAge) {
+		// The connection may be dead without anybody knowing.
+		c.notice(NoticeSuspect, m, true, "connection silent for %v, oldest op %v: a new one", quiet, age)
+		c.dropLink(m)
+		c.forget(m)
+		if !m.inAckset {
 			c.backOff(m)
 		}
+	}
+	switch {
+	case !m.inAckset:
 		return
 	case silence < c.lim.Suspect && age < c.lim.OpAge/2 && !m.hard:
 		m.suspect = false

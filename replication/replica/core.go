@@ -89,6 +89,7 @@ type Core struct {
 	other       int    // outstanding LogTruncate, LogRebase, LogInstall, LogWhole
 
 	opening   openWork
+	rebasing  bool // a LogRebase is outstanding
 	installs  []installing
 	wholeWant bool
 	wholeBusy bool
@@ -109,6 +110,7 @@ type openWork struct {
 	session uint64
 	rebase  bool
 	to      holdfast.Seq
+	held    holdfast.Seq // rebase: what the base held whole when it began
 }
 
 type installing struct {
@@ -364,6 +366,7 @@ func (c *Core) open(conn Conn, epoch holdfast.Epoch, isr holdfast.ISRVersion, w 
 	switch {
 	case w.rebase:
 		c.other++
+		c.opening.held, c.rebasing = c.st.Applied, true
 		c.do(LogRebase{Epoch: epoch, To: w.to})
 	case w.to < c.st.Tail:
 		c.other++
@@ -378,6 +381,7 @@ func (c *Core) opened(e Opened) {
 		return
 	}
 	c.other--
+	c.rebasing = false
 	if e.Err != nil {
 		c.fail(e.Err)
 		return
@@ -385,7 +389,7 @@ func (c *Core) opened(e Opened) {
 	w := c.opening
 	if w.rebase {
 		if !c.st.Syncing {
-			c.st.Held = c.st.Applied
+			c.st.Held = w.held
 		}
 		c.st.Syncing, c.st.Intact = true, false
 		c.st.Tail, c.st.Dur = w.to, w.to
@@ -633,6 +637,9 @@ func (c *Core) fetch(e Fetch) {
 }
 
 func (c *Core) appliedTo(e AppliedTo) {
+	if c.rebasing {
+		return // it may speak of the base before or after the rebase
+	}
 	c.st.Applied = max(c.st.Applied, e.Applied)
 	c.st.Checkpoint = max(c.st.Checkpoint, e.Checkpoint)
 	kept := c.fetches[:0]

@@ -71,12 +71,12 @@ type image struct {
 
 // disk is the disk of one replica: a log with a volatile cache, and a base.
 type disk struct {
-	n      *node
-	ckpt   image // durable
-	wal    []record
-	synced int // records that the medium holds for certain
-	mem    image
-	grown  int // counts power losses, so that syncs of an earlier boot mean nothing
+	n           *node
+	ckpt        image // durable
+	wal         []record
+	synced      int // records that the medium holds for certain
+	mem         image
+	grown       int // counts power losses, so that syncs of an earlier boot mean nothing
 	checkpoints int
 	applying    bool
 }
@@ -118,14 +118,14 @@ func (im *image) take(r record) {
 			s = s[:len(s)-1]
 		}
 		st.EpochStarts = s
-		st.Tail, st.TailEpoch = r.seq, 0
+		st.Tail, st.TailEpoch, st.Dur = r.seq, 0, min(st.Dur, r.seq)
 		if len(s) > 0 && r.seq > 0 {
 			st.TailEpoch = s[len(s)-1].Epoch
 		}
 	case recRebase:
 		im.apply(min(st.Commit, st.Tail))
 		im.log = nil
-		st.Tail, st.TailEpoch = r.seq, r.epoch
+		st.Tail, st.TailEpoch, st.Dur = r.seq, r.epoch, r.seq
 		st.EpochStarts = []replica.EpochStart{{Epoch: r.epoch, First: r.seq}}
 		if !st.Syncing {
 			st.Held = st.Applied

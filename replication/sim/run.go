@@ -122,15 +122,18 @@ func (w *world) finish(rep *Report) {
 		rep.Stuck = "detach: " + w.explain()
 		return
 	}
-	first := &w.nodes[0].disk.mem
+	first := &w.nodeOf(w.raft.isr[0]).disk.mem
 	for _, n := range w.nodes {
+		if !w.raft.inISR(n.replica) {
+			continue // a stall that outlasted the faults cost it its place
+		}
 		m := &n.disk.mem
 		if m.st.Tail != w.raft.end || m.st.Dur != w.raft.end {
 			w.check.fail("agreement: n%d ends at %d, durable %d, but the volume was detached at %d", n.index, m.st.Tail, m.st.Dur, w.raft.end)
 		}
 		for b := range blocks {
 			if m.block(b) != first.block(b) {
-				w.check.fail("agreement: block %d is %d on n%d and %d on n0", b, m.block(b), n.index, first.block(b))
+				w.check.fail("agreement: block %d is %d on n%d and %d on n%d", b, m.block(b), n.index, first.block(b), w.indexOf(w.raft.isr[0]))
 			}
 		}
 	}
