@@ -159,6 +159,9 @@ func (c *Core) progressMembers() {
 			c.progressJoin(m)
 			c.count(m)
 		}
+		if Mutant == "add_without_catchup" && (m.link == linkCatchup || m.streaming() && !m.joining) {
+			m.inAckset = true
+		}
 		if m.streaming() && m.inAckset && !m.intactSent && m.tail >= c.acked {
 			m.intactSent = true
 			c.do(SendIntact{Replica: m.ID, Conn: m.conn, Epoch: c.opt.Epoch})
@@ -231,10 +234,6 @@ func (c *Core) count(m *member) {
 	if !c.mayCount(m) {
 		return
 	}
-	if Mutant == "add_without_catchup" {
-		m.inAckset = true
-		return
-	}
 	if m.dur < c.commit {
 		c.wantFlush(c.commit)
 	}
@@ -250,11 +249,11 @@ func (c *Core) count(m *member) {
 // mayGrow says whether raft may be told that m is in sync: it holds all that
 // was acknowledged, all that is committed durably, and every install.
 func (c *Core) mayGrow(m *member) bool {
+	if Mutant == "add_without_catchup" {
+		return m.inAckset && !m.inISR
+	}
 	if !m.inAckset || m.inISR || m.evicting || !m.streaming() {
 		return false
-	}
-	if Mutant == "add_without_catchup" {
-		return true
 	}
 	return m.tail >= c.acked && m.dur >= c.commit && m.intactSent
 }

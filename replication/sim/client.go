@@ -15,8 +15,9 @@ const (
 	opFlush
 )
 
-// depth is how many requests a client keeps in flight.
-const depth = 6
+// depth is how many writes and flushes, and how many reads, a client keeps in
+// flight: writes that are held do not keep it from reading.
+const depth = 5
 
 // client sends requests to an active writer until it ends.
 func (wr *writer) client() {
@@ -32,7 +33,7 @@ func (wr *writer) client() {
 	if w.chance(0.05) {
 		n = depth
 	}
-	for ; n > 0 && wr.inflight < depth; n-- {
+	for ; n > 0; n-- {
 		o := &op{wr: wr}
 		switch p := w.rng.Float64(); {
 		case p < w.rates.reads:
@@ -48,7 +49,9 @@ func (wr *writer) client() {
 		if w.chance(0.5) {
 			o.m.first, o.m.n = w.rng.Intn(2), 1 // a busy place
 		}
-		wr.request(o)
+		if o.kind == opRead && wr.reading < depth || o.kind != opRead && wr.writing < depth {
+			wr.request(o)
+		}
 	}
 	wr.node.after(w.between(time.Millisecond, w.rates.think), wr.client)
 }
@@ -58,7 +61,7 @@ func (wr *writer) request(o *op) {
 	w.ctl.ops++
 	o.id = coordinator.OpID(w.ctl.ops)
 	wr.pending[o.id] = o
-	wr.inflight++
+	wr.count(o, 1)
 	w.check.invoke(o)
 	offset, length := int64(o.m.first)*holdfast.BlockSize, int64(o.m.n)*holdfast.BlockSize
 	switch o.kind {
@@ -75,6 +78,14 @@ func (wr *writer) request(o *op) {
 	}
 }
 
+func (wr *writer) count(o *op, n int) {
+	if o.kind == opRead {
+		wr.reading += n
+	} else {
+		wr.writing += n
+	}
+}
+
 func (wr *writer) complete(id coordinator.OpID, err error) {
 	o := wr.pending[id]
 	if o == nil {
@@ -82,7 +93,7 @@ func (wr *writer) complete(id coordinator.OpID, err error) {
 		return
 	}
 	delete(wr.pending, id)
-	wr.inflight--
+	wr.count(o, -1)
 	if err == nil {
 		wr.node.w.check.done(o)
 	}

@@ -22,7 +22,7 @@ type controller struct {
 }
 
 func (w *world) nodeOf(id holdfast.ReplicaID) *node {
-	for _, n := range w.nodes {
+	for _, n := range w.reps {
 		if n.replica == id {
 			return n
 		}
@@ -31,7 +31,7 @@ func (w *world) nodeOf(id holdfast.ReplicaID) *node {
 }
 
 func (w *world) indexOf(id holdfast.ReplicaID) int {
-	for _, n := range w.nodes {
+	for _, n := range w.reps {
 		if n.replica == id {
 			return n.index
 		}
@@ -102,10 +102,13 @@ func (c *controller) watch() {
 
 // attach begins an attachment on some node that is up, whether or not the
 // present holder still runs.
-func (c *controller) attach() {
+func (c *controller) attach() { c.attachBut(nil) }
+
+// attachBut does so on any node but one.
+func (c *controller) attachBut(not *node) {
 	var up []*node
 	for _, n := range c.w.nodes {
-		if n.up && c.w.now >= n.pausedUntil {
+		if n != not && n.up && c.w.now >= n.pausedUntil && c.w.now >= n.raftCutUntil {
 			up = append(up, n)
 		}
 	}

@@ -20,8 +20,11 @@ type rates struct {
 	takeover    time.Duration // how long a dead holder is waited for
 
 	// Faults, each as the mean time between two.
-	crash, power, blackout, cut, isolate, reset, stall, force, detach, outage, recycle time.Duration
-	loseAnswer                                                                         float64
+	crash, power, blackout, cut, isolate, reset, stall, force, detach, outage, recycle, drill time.Duration
+
+	loseAnswer float64
+	// strike is the chance of a fault right at a change of membership.
+	strike float64
 }
 
 func (w *world) drawRates() {
@@ -61,6 +64,10 @@ func (w *world) drawRates() {
 	if r.Float64() < 0.3 {
 		w.rates.loseAnswer = 0.3 * r.Float64()
 	}
+	w.rates.drill = pick(0.5, 5*s, 20*s)
+	if r.Float64() < 0.6 {
+		w.rates.strike = 0.3 * r.Float64()
+	}
 	if r.Float64() < 0.2 {
 		w.rates.hungSync = 0.003 * r.Float64()
 	}
@@ -97,6 +104,9 @@ func (w *world) faults() {
 		a, d := w.rng.Intn(n), w.between(50*time.Millisecond, 20*time.Second)
 		w.log("n%d is cut off for %v", a, d)
 		w.isolate(a, true)
+		if w.chance(0.4) {
+			w.nodes[a].raftCutUntil = w.now + d + w.between(0, 3*time.Second)
+		}
 		w.after(d, func() { w.isolate(a, false) })
 	})
 	w.every(w.rates.reset, func() {
@@ -118,10 +128,68 @@ func (w *world) faults() {
 		w.raft.outUntil = w.now + w.between(time.Second, 12*time.Second)
 		w.log("raft is out of reach until %v", w.raft.outUntil)
 	})
+	w.every(w.rates.drill, w.drill)
 	w.every(w.rates.recycle, func() {
-		if x := some(); x.up {
+		if x := some(); x.up && x.disk != nil {
 			x.disk.checkpoint(0)
 			x.host.tellApplied()
+		}
+	})
+}
+
+// drill is the classic: the writer's host is cut off but does not notice, the
+// volume is taken over, the others restart, and the old writer comes back.
+func (w *world) drill() {
+	h := w.ctl.holder
+	if h == nil || !h.active || w.ctl.finished {
+		return
+	}
+	w.log("drill: n%d is cut off from all", h.n)
+	w.isolate(h.n, true)
+	d := w.between(time.Second, 5*time.Second)
+	h.node.raftCutUntil = w.now + d + w.between(0, 4*time.Second)
+	w.after(w.between(50*time.Millisecond, 800*time.Millisecond), func() {
+		if !w.ctl.finished && !w.healing {
+			w.ctl.attachBut(h.node)
+		}
+	})
+	for _, x := range w.nodes {
+		if x != h.node && w.chance(0.7) {
+			power := w.chance(0.5)
+			w.after(w.between(500*time.Millisecond, d), func() {
+				if !w.healing {
+					w.restart(x, power, w.between(10*time.Millisecond, time.Second))
+				}
+			})
+		}
+	}
+	w.after(d, func() { w.isolate(h.n, false) })
+}
+
+// strike hits some host right after a change of membership, when the cluster
+// is between two states.
+func (w *world) strike() {
+	if w.healing || !w.chance(w.rates.strike) {
+		return
+	}
+	x := w.nodes[w.rng.Intn(len(w.nodes))]
+	if h := w.ctl.holder; h != nil && w.chance(0.6) {
+		x = h.node
+	}
+	what := w.rng.Intn(3)
+	w.after(w.between(0, 30*time.Millisecond), func() {
+		if w.healing {
+			return
+		}
+		switch what {
+		case 0:
+			w.restart(x, false, w.between(10*time.Millisecond, 8*time.Second))
+		case 1:
+			w.restart(x, true, w.between(100*time.Millisecond, 10*time.Second))
+		case 2:
+			w.log("strike: n%d is cut off", x.index)
+			w.isolate(x.index, true)
+			w.after(w.between(100*time.Millisecond, 8*time.Second), func() { w.isolate(x.index, false) })
 		}
 	})
 }
@@ -166,6 +234,7 @@ func (w *world) heal() {
 	w.raft.outUntil, w.raft.loseAnswer = 0, 0
 	w.rates.hungSync, w.rates.slowMessage = 0, 0
 	for _, n := range w.nodes {
+		n.raftCutUntil = 0
 		n.start()
 	}
 }

@@ -238,6 +238,7 @@ func (h *host) act(a replica.Action) {
 	case replica.SendRefused:
 		h.send(a.Conn, a)
 	case replica.SendOpened:
+		w.strike()
 		w.log("n%d opened by %d: tail %d", h.n.index, a.Epoch, a.Tail)
 		h.send(a.Conn, a)
 	case replica.SendAck:

@@ -3,6 +3,7 @@
 package sim
 
 import (
+	"flag"
 	"fmt"
 	"testing"
 )
@@ -28,6 +29,10 @@ var mutants = []struct {
 	{"remote_read_epoch_only", 2000},
 	{"inflight_checked_before_only", 2000},
 }
+
+var mutantFlag = flag.String("mutant", "", "leave this rule out in TestSeeds")
+
+func init() { prepare = func() { setMutant(*mutantFlag) } }
 
 // TestMutants leaves out each rule: a simulator that does not notice is no
 // proof of the shipped code. Every seed that kills is run again without the

@@ -42,10 +42,10 @@ func (r *register) attachBegin(n *node) coordinator.Options {
 	o := coordinator.Options{
 		Now: r.w.now, Node: n.id, Epoch: r.epoch, ISRVersion: r.version,
 		History: append([]coordinator.Start(nil), r.history...), Floor: r.floor, Detached: r.detached, End: r.end,
-		Copies: len(r.w.nodes), Gone: r.w.ctl.gone(),
+		Copies: len(r.w.reps), Gone: r.w.ctl.gone(),
 		Limits: coordinator.Limits{WindowOps: 48, FlushEvery: r.w.rates.flushEvery},
 	}
-	for _, x := range r.w.nodes {
+	for _, x := range r.w.reps {
 		role := holdfast.RoleStale
 		if r.inISR(x.replica) {
 			role = holdfast.RoleInSync
@@ -74,8 +74,8 @@ func (r *register) route(wr *writer, apply func() coordinator.Event, unknown fun
 	if lost && w.chance(0.5) {
 		delay = w.between(100*time.Millisecond, 8*time.Second)
 	}
-	if w.now < r.outUntil {
-		delay += r.outUntil - w.now
+	if out := max(r.outUntil, wr.node.raftCutUntil); w.now < out {
+		delay += out - w.now
 		if w.chance(0.3) {
 			apply = nil // never arrives
 		}
@@ -158,6 +158,7 @@ func (r *register) apply(wr *writer, p coordinator.Propose) coordinator.Outcome 
 		r.floor = max(r.floor, p.Commit)
 	}
 	r.version++
+	r.w.strike()
 	r.w.log("raft: e%d %s, isr version %d: %v", p.Epoch, p.Command, r.version, r.indexes())
 	return coordinator.OutcomeApplied
 }

@@ -12,6 +12,9 @@ var (
 	trace = flag.Bool("events", false, "print what happens (use with -seeds 1)")
 )
 
+// prepare is set by the mutants' build.
+var prepare = func() {}
+
 // replay is the command that repeats a run.
 func replay(s int64) string {
 	return fmt.Sprintf("go test ./replication/sim -run TestSeeds -seeds 1 -seed %d -events", s)
@@ -20,6 +23,7 @@ func replay(s int64) string {
 // TestSeeds runs the shipped cores through simulated clusters: no promise may
 // be broken, and every cluster must find back to full strength.
 func TestSeeds(t *testing.T) {
+	prepare()
 	var steps, completed, reads, epochs, lossy int
 	for s := *seed; s < *seed+int64(*seeds); s++ {
 		cfg := Config{Seed: s}

@@ -19,7 +19,8 @@ type world struct {
 	number uint64
 	steps  int
 
-	nodes []*node
+	nodes []*node // every host
+	reps  []*node // those with a replica
 	raft  *register
 	check *checker
 	ctl   *controller
@@ -101,9 +102,11 @@ type node struct {
 	pausedUntil time.Duration
 	inbox       []func() // what arrived while paused
 
-	disk    *disk
-	host    *host
-	writers []*writer
+	disk *disk // nil on a host without a replica
+	host *host
+
+	raftCutUntil time.Duration // this host does not reach raft
+	writers      []*writer
 }
 
 // run has do executed by this process life of the node: not at all if it died,
@@ -148,8 +151,7 @@ func (n *node) pause(d time.Duration) {
 func (n *node) crash(power bool) {
 	if !n.up {
 		if power {
-			n.disk.powerLoss()
-			n.boot++
+			n.losePower()
 		}
 		return
 	}
@@ -161,13 +163,19 @@ func (n *node) crash(power bool) {
 	}
 	n.writers, n.host = nil, nil
 	if power {
-		n.disk.powerLoss()
-		n.boot++
+		n.losePower()
 	}
 	for _, l := range n.w.links {
 		l.nodeDied(n, power)
 	}
 	n.w.ctl.livenessChanged()
+}
+
+func (n *node) losePower() {
+	n.boot++
+	if n.disk != nil {
+		n.disk.powerLoss()
+	}
 }
 
 func (n *node) start() {
@@ -177,15 +185,19 @@ func (n *node) start() {
 	n.w.log("n%d starts (boot %d)", n.index, n.boot)
 	n.up = true
 	n.life++
-	n.disk.open()
-	n.host = newHost(n)
+	if n.disk != nil {
+		n.disk.open()
+		n.host = newHost(n)
+	}
 	n.tick()
 	n.w.ctl.livenessChanged()
 }
 
 // tick drives the timers of everything in the process.
 func (n *node) tick() {
-	n.host.tick()
+	if n.host != nil {
+		n.host.tick()
+	}
 	for _, wr := range n.writers {
 		wr.tick()
 	}

@@ -34,7 +34,8 @@ type writer struct {
 	active    bool
 	ended     bool
 	detaching bool
-	inflight  int
+	reading   int // requests in flight
+	writing   int
 }
 
 // copying is a CopyLog or StartCopy under way.
