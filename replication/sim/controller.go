@@ -104,11 +104,11 @@ func (c *controller) watch() {
 // present holder still runs.
 func (c *controller) attach() { c.attachBut(nil) }
 
-// attachBut does so on any node but one.
-func (c *controller) attachBut(not *node) {
+// attachBut does so on any node but those marked.
+func (c *controller) attachBut(not []bool) {
 	var up []*node
-	for _, n := range c.w.nodes {
-		if n != not && n.up && c.w.now >= n.pausedUntil && c.w.now >= n.raftCutUntil {
+	for i, n := range c.w.nodes {
+		if (not == nil || !not[i]) && n.up && c.w.now >= n.pausedUntil && c.w.now >= n.raftCutUntil {
 			up = append(up, n)
 		}
 	}
@@ -116,6 +116,9 @@ func (c *controller) attachBut(not *node) {
 		return
 	}
 	n := up[c.w.rng.Intn(len(up))]
+	if last := up[len(up)-1]; last.disk == nil && c.w.chance(0.4) {
+		n = last
+	}
 	c.holder = newWriter(n, c.w.raft.attachBegin(n))
 }
 

@@ -9,6 +9,8 @@ type rates struct {
 	think       time.Duration // between a client's requests, at most
 	reads       float64
 	flushes     float64
+	delay       time.Duration // of a message, at most
+	raftDelay   time.Duration // of a command or an answer, at most
 	slowMessage float64
 	slowSync    float64
 	hungSync    float64
@@ -41,6 +43,8 @@ func (w *world) drawRates() {
 		think:       w.between(5*time.Millisecond, 120*time.Millisecond),
 		reads:       0.2 + 0.4*r.Float64(),
 		flushes:     0.1 * r.Float64(),
+		delay:       w.between(100*time.Microsecond, 3*time.Millisecond),
+		raftDelay:   w.between(2*time.Millisecond, 30*time.Millisecond),
 		slowMessage: 0.02 * r.Float64(),
 		slowSync:    0.05 * r.Float64(),
 		checkpoint:  0.02 * r.Float64(),
@@ -63,6 +67,9 @@ func (w *world) drawRates() {
 	}
 	if r.Float64() < 0.3 {
 		w.rates.loseAnswer = 0.3 * r.Float64()
+	}
+	if r.Float64() < 0.4 {
+		w.rates.delay = w.between(5*time.Millisecond, 60*time.Millisecond)
 	}
 	w.rates.drill = pick(0.5, 5*s, 20*s)
 	if r.Float64() < 0.6 {
@@ -137,24 +144,43 @@ func (w *world) faults() {
 	})
 }
 
-// drill is the classic: the writer's host is cut off but does not notice, the
-// volume is taken over, the others restart, and the old writer comes back.
+// drill is the classic: the writer's side of the cluster is cut off but does
+// not notice, the volume is taken over on the other side, perhaps hosts
+// restart, and the old writer comes back.
 func (w *world) drill() {
 	h := w.ctl.holder
-	if h == nil || !h.active || w.ctl.finished {
+	if h == nil || !h.active || w.ctl.finished || len(w.nodes) < 2 {
 		return
 	}
-	w.log("drill: n%d is cut off from all", h.n)
-	w.isolate(h.n, true)
+	here := make([]bool, len(w.nodes)) // the writer's side
+	here[h.n] = true
+	other := (h.n + 1 + w.rng.Intn(len(w.nodes)-1)) % len(w.nodes)
+	for i := range here {
+		here[i] = here[i] || i != other && w.chance(0.4)
+	}
+	split := func(v bool) {
+		for a := range here {
+			for b := range here {
+				if here[a] != here[b] {
+					w.setCut(a, b, v)
+				}
+			}
+		}
+	}
+	w.log("drill: n%d is cut off with %v", h.n, here)
+	split(true)
 	d := w.between(time.Second, 5*time.Second)
 	h.node.raftCutUntil = w.now + d + w.between(0, 4*time.Second)
 	w.after(w.between(50*time.Millisecond, 800*time.Millisecond), func() {
 		if !w.ctl.finished && !w.healing {
-			w.ctl.attachBut(h.node)
+			w.ctl.attachBut(here)
 		}
 	})
-	for _, x := range w.nodes {
-		if x != h.node && w.chance(0.7) {
+	if w.chance(0.5) {
+		for i, x := range w.nodes {
+			if here[i] || w.chance(0.3) {
+				continue
+			}
 			power := w.chance(0.5)
 			w.after(w.between(500*time.Millisecond, d), func() {
 				if !w.healing {
@@ -163,7 +189,7 @@ func (w *world) drill() {
 			})
 		}
 	}
-	w.after(d, func() { w.isolate(h.n, false) })
+	w.after(d, func() { split(false) })
 }
 
 // strike hits some host right after a change of membership, when the cluster

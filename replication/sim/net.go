@@ -42,7 +42,7 @@ func (l *link) delay() time.Duration {
 	if l.w.chance(l.w.rates.slowMessage) {
 		return l.w.between(time.Millisecond, 400*time.Millisecond)
 	}
-	return l.w.between(50*time.Microsecond, 2*time.Millisecond)
+	return l.w.between(50*time.Microsecond, l.w.rates.delay)
 }
 
 func (l *link) sendToReplica(body any) { l.send(&l.toR, body, l.wr.node, l.host, l.deliverR) }

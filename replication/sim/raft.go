@@ -69,7 +69,7 @@ func (r *register) route(wr *writer, apply func() coordinator.Event, unknown fun
 			}
 		})
 	}
-	delay := w.between(time.Millisecond, 20*time.Millisecond)
+	delay := w.between(time.Millisecond, w.rates.raftDelay)
 	lost := w.chance(r.loseAnswer)
 	if lost && w.chance(0.5) {
 		delay = w.between(100*time.Millisecond, 8*time.Second)
@@ -84,7 +84,7 @@ func (r *register) route(wr *writer, apply func() coordinator.Event, unknown fun
 		w.after(delay, func() {
 			ev := apply()
 			if !lost {
-				answer(func() coordinator.Event { return ev }, w.between(time.Millisecond, 20*time.Millisecond))
+				answer(func() coordinator.Event { return ev }, w.between(time.Millisecond, w.rates.raftDelay))
 			}
 		})
 	}
