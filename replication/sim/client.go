@@ -96,6 +96,7 @@ func (wr *writer) complete(id coordinator.OpID, err error) {
 	wr.count(o, -1)
 	if err == nil {
 		wr.node.w.check.done(o)
+		wr.node.w.strike(0.01)
 	}
 	wr.node.w.ctl.completed(wr, o, err)
 }

@@ -19,10 +19,11 @@ type rates struct {
 	applyTime   time.Duration
 	chunkTime   time.Duration
 	flushEvery  time.Duration
+	window      int           // operations in the replay window
 	takeover    time.Duration // how long a dead holder is waited for
 
 	// Faults, each as the mean time between two.
-	crash, power, blackout, cut, isolate, reset, stall, force, detach, outage, recycle, drill time.Duration
+	crash, power, blackout, cut, isolate, reset, stall, force, detach, outage, recycle, drill, absence time.Duration
 
 	loseAnswer float64
 	// strike is the chance of a fault right at a change of membership.
@@ -68,12 +69,22 @@ func (w *world) drawRates() {
 	if r.Float64() < 0.3 {
 		w.rates.loseAnswer = 0.3 * r.Float64()
 	}
-	if r.Float64() < 0.4 {
+	switch p := r.Float64(); {
+	case p < 0.35:
 		w.rates.delay = w.between(5*time.Millisecond, 60*time.Millisecond)
+	case p < 0.55:
+		w.rates.delay = w.between(60*time.Millisecond, 250*time.Millisecond)
 	}
+	w.rates.window = 48
+	if r.Float64() < 0.35 {
+		// Little is flushed: much is acknowledged that is not committed.
+		w.rates.flushEvery, w.rates.window = w.between(2*s, 60*s), 2000
+		w.rates.flushes = 0
+	}
+	w.rates.absence = pick(0.5, 3*s, 15*s)
 	w.rates.drill = pick(0.5, 5*s, 20*s)
 	if r.Float64() < 0.6 {
-		w.rates.strike = 0.3 * r.Float64()
+		w.rates.strike = 0.4 * r.Float64()
 	}
 	if r.Float64() < 0.2 {
 		w.rates.hungSync = 0.003 * r.Float64()
@@ -136,6 +147,7 @@ func (w *world) faults() {
 		w.log("raft is out of reach until %v", w.raft.outUntil)
 	})
 	w.every(w.rates.drill, w.drill)
+	w.every(w.rates.absence, w.absence)
 	w.every(w.rates.recycle, func() {
 		if x := some(); x.up && x.disk != nil {
 			x.disk.checkpoint(0)
@@ -192,10 +204,65 @@ func (w *world) drill() {
 	w.after(d, func() { split(false) })
 }
 
-// strike hits some host right after a change of membership, when the cluster
-// is between two states.
-func (w *world) strike() {
-	if w.healing || !w.chance(w.rates.strike) {
+// absence is the other classic: a copy is away, for long enough to be put out
+// or only for a moment, and the writer's host fails while it is brought back.
+func (w *world) absence() {
+	x := w.reps[w.rng.Intn(len(w.reps))]
+	h := w.ctl.holder
+	if h == nil || !h.active || !x.up || x == h.node {
+		return
+	}
+	w.log("absence of n%d", x.index)
+	switch w.rng.Intn(3) {
+	case 0:
+		d := w.between(5*time.Second, 7*time.Second)
+		w.isolate(x.index, true)
+		w.after(d, func() { w.isolate(x.index, false) })
+		w.after(d-time.Millisecond, func() { x.ambush = true })
+	case 1:
+		w.restart(x, false, w.between(10*time.Millisecond, 7*time.Second))
+		x.ambush = true
+	case 2:
+		w.restart(x, true, w.between(10*time.Millisecond, 3*time.Second))
+		x.ambush = true
+	}
+}
+
+// ambushed has the writer's host fail, now that x is open again.
+func (w *world) ambushed(x *node) {
+	if !x.ambush || w.healing {
+		return
+	}
+	x.ambush = false
+	h := w.ctl.holder.node
+	what := w.rng.Intn(3)
+	w.after(w.between(0, 3*w.rates.delay+2*w.rates.raftDelay), func() {
+		switch {
+		case w.healing:
+		case what == 0:
+			w.restart(h, false, w.between(time.Second, 8*time.Second))
+		case what == 1:
+			w.restart(h, true, w.between(time.Second, 8*time.Second))
+		default:
+			w.log("ambush: n%d is cut off", h.index)
+			w.isolate(h.index, true)
+			w.after(w.between(5*time.Second, 10*time.Second), func() { w.isolate(h.index, false) })
+			w.after(w.between(100*time.Millisecond, time.Second), func() {
+				if !w.healing && !w.ctl.finished {
+					not := make([]bool, len(w.nodes))
+					not[h.index] = true
+					w.ctl.attachBut(not)
+				}
+			})
+		}
+	})
+}
+
+// strike hits some host, mostly the writer's, right after a change: of the
+// in-sync set, of what a copy is declared to be, of what a client was told.
+// There the cluster is between two states.
+func (w *world) strike(share float64) {
+	if w.healing || !w.chance(w.rates.strike*share) {
 		return
 	}
 	x := w.nodes[w.rng.Intn(len(w.nodes))]
@@ -203,7 +270,11 @@ func (w *world) strike() {
 		x = h.node
 	}
 	what := w.rng.Intn(3)
-	w.after(w.between(0, 30*time.Millisecond), func() {
+	soon := 30 * time.Millisecond
+	if w.chance(0.5) {
+		soon = time.Millisecond
+	}
+	w.after(w.between(0, soon), func() {
 		if w.healing {
 			return
 		}

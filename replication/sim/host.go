@@ -214,6 +214,7 @@ func (h *host) act(a replica.Action) {
 		h.n.after(w.between(time.Microsecond, w.rates.readTime), func() { h.sample(readKey{a.Conn, a.ID}) })
 	case replica.LogIntact:
 		d.write(record{kind: recIntact, boot: h.n.boot})
+		w.strike(0.5)
 	case replica.LogHint:
 		d.write(record{kind: recHint, epoch: a.Epoch, isr: a.ISR})
 	case replica.LogInstall:
@@ -238,7 +239,8 @@ func (h *host) act(a replica.Action) {
 	case replica.SendRefused:
 		h.send(a.Conn, a)
 	case replica.SendOpened:
-		w.strike()
+		w.strike(0.3)
+		w.ambushed(h.n)
 		w.log("n%d opened by %d: tail %d", h.n.index, a.Epoch, a.Tail)
 		h.send(a.Conn, a)
 	case replica.SendAck:

@@ -43,7 +43,7 @@ func (r *register) attachBegin(n *node) coordinator.Options {
 		Now: r.w.now, Node: n.id, Epoch: r.epoch, ISRVersion: r.version,
 		History: append([]coordinator.Start(nil), r.history...), Floor: r.floor, Detached: r.detached, End: r.end,
 		Copies: len(r.w.reps), Gone: r.w.ctl.gone(),
-		Limits: coordinator.Limits{WindowOps: 48, FlushEvery: r.w.rates.flushEvery},
+		Limits: coordinator.Limits{WindowOps: r.w.rates.window, FlushEvery: r.w.rates.flushEvery},
 	}
 	for _, x := range r.w.reps {
 		role := holdfast.RoleStale
@@ -158,7 +158,7 @@ func (r *register) apply(wr *writer, p coordinator.Propose) coordinator.Outcome 
 		r.floor = max(r.floor, p.Commit)
 	}
 	r.version++
-	r.w.strike()
+	r.w.strike(1)
 	r.w.log("raft: e%d %s, isr version %d: %v", p.Epoch, p.Command, r.version, r.indexes())
 	return coordinator.OutcomeApplied
 }

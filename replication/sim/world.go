@@ -105,6 +105,7 @@ type node struct {
 	disk *disk // nil on a host without a replica
 	host *host
 
+	ambush       bool          // the writer's host fails when this replica is open again
 	raftCutUntil time.Duration // this host does not reach raft
 	writers      []*writer
 }
