@@ -488,6 +488,7 @@ const (
 	EndReplicaRegression  EndReason = "replica-regression"  // copies hold less than raft knows was durable
 	EndMetadataRegression EndReason = "metadata-regression" // copies know a higher epoch than raft
 	EndBadMemory          EndReason = "bad-memory"          // two members refused one op's checksum
+	EndChanged            EndReason = "changed"             // the in-sync set changed during the attach: attach again, with a new epoch
 	EndDetached           EndReason = "detached"
 	EndStopped            EndReason = "stopped"
 )

@@ -341,6 +341,9 @@ func (c *Core) endError(reason EndReason) error {
 			WithRemedy("the metadata went backwards: restore a newer backup, or rebuild the record from the replicas")
 	case EndBadMemory:
 		return holdfast.Errorf(holdfast.ErrIntegrity, "two replicas refused the checksum of seq %d: this host's memory is bad", c.crc.seq)
+	case EndChanged:
+		return holdfast.Errorf(holdfast.ErrUnavailable, "the in-sync set changed while epoch %d was attaching", c.opt.Epoch).
+			WithRemedy("attach again")
 	case EndDetached, EndStopped:
 	}
 	return holdfast.Errorf(holdfast.ErrUnavailable, "the attachment has ended")

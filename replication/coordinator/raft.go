@@ -155,12 +155,9 @@ func (c *Core) onMeta(e Meta) {
 			c.command = nil
 			c.activated(e.ISRVersion, e.ISR)
 		case e.ISRVersion != c.isrVersion:
-			// The set changed under us before we were active: begin again with it.
-			c.isrVersion = e.ISRVersion
-			for _, m := range c.members {
-				m.inISR = has(m)
-			}
-			c.startOver("the in-sync set changed")
+			// The set changed under us before we were active. Another S in this
+			// epoch must not be tried while the first may still be applied.
+			c.end(EndChanged, nil)
 		}
 		return
 	}

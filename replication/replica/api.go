@@ -315,7 +315,7 @@ type (
 	}
 	// SendInstalled answers Install. Retry: AsOf was not acceptable now
 	// (below the floor, or above the commit this copy knows): read the chunk
-	// from the source again, later.
+	// from the source again, later; a Drop of the Batch follows.
 	SendInstalled struct {
 		Conn  Conn
 		Batch Batch

@@ -569,8 +569,8 @@ func (c *Core) install(e Install) {
 	}
 	floor := max(c.sess.joinAt, c.st.Checkpoint)
 	if e.AsOf < floor || e.AsOf > c.commitGot {
-		c.do(Drop{Batch: e.Batch})
 		c.do(SendInstalled{Conn: e.Conn, Batch: e.Batch, AsOf: e.AsOf, Retry: true})
+		c.do(Drop{Batch: e.Batch})
 		return
 	}
 	c.other++
