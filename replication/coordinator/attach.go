@@ -39,6 +39,7 @@ func (c *Core) onFenceOK(m *member, st Status) {
 	m.answered = true
 	m.regressed = m.inISR && m.eff < c.floor()
 	if m.regressed {
+		m.needCopy, m.fromZero = true, true
 		c.notice(NoticeRegression, m, true, "holds up to %d, but %d was durable", m.eff, c.floor())
 	}
 	if st.HintEpoch > c.opt.Epoch || st.Fence > c.opt.Epoch {

@@ -77,6 +77,7 @@ type member struct {
 	evicting   bool
 	hard       bool // failed by itself: do not wait for silence
 	needCopy   bool // its log cannot continue
+	fromZero   bool // nothing it holds is to be trusted: copy every chunk
 	answered   bool // attach: its last FENCE_OK is in status
 	tooShort   bool // attach: not to be extended
 	regressed  bool

@@ -22,7 +22,7 @@ func (c *Core) rejoin(m *member) {
 	if m.inAckset && (!whole || eff < m.durEver) {
 		// It lost what it said was durable, or its log is bad.
 		c.notice(NoticeRegression, m, true, "holds up to %d, was durable up to %d", eff, m.durEver)
-		m.hard, m.needCopy = true, true
+		m.hard, m.needCopy, m.fromZero = true, true, true
 		c.dropLink(m)
 		c.forget(m)
 		c.backOff(m)
@@ -195,6 +195,9 @@ func (c *Core) progressJoin(m *member) {
 			if m.status.Syncing {
 				after = m.status.Held
 			}
+			if m.fromZero || m.status.Damaged {
+				after = 0
+			}
 			c.do(StartCopy{Copy: m.copy, Epoch: c.opt.Epoch, Source: src.ID, Target: m.ID, SourceConn: src.conn, TargetConn: m.conn, After: after, At: m.joinAt})
 		}
 	}
@@ -218,7 +221,7 @@ func (c *Core) onWhole(m *member, dur holdfast.Seq) {
 	if !m.joining || !m.wholeSent {
 		return
 	}
-	m.joining, m.needCopy = false, false
+	m.joining, m.needCopy, m.fromZero = false, false, false
 	m.dur = max(m.dur, dur)
 	m.durEver = m.dur
 	c.notice(NoticeCopy, m, false, "copy whole, durable up to %d", m.dur)

@@ -281,6 +281,9 @@ func (h *host) applySoon() {
 	h.n.w.after(h.n.w.between(0, h.n.w.rates.applyTime), func() {
 		d.applying = false
 		if h.n.host != h {
+			if h.n.host != nil {
+				h.n.host.applySoon() // it may have asked meanwhile
+			}
 			return
 		}
 		limit := min(d.mem.st.Commit, d.mem.st.Dur)
