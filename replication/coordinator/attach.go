@@ -35,8 +35,10 @@ func (c *Core) onFenceOK(m *member, st Status) {
 	}
 	m.link, m.status = linkFenced, st
 	m.eff = c.effective(st)
-	m.delay = 0
 	m.answered = true
+	if !m.inAckset {
+		m.hard = false // it works again
+	}
 	m.regressed = m.inISR && m.eff < c.floor()
 	if m.regressed {
 		m.needCopy, m.fromZero = true, true
@@ -139,8 +141,8 @@ func (c *Core) openAt(m *member) {
 	if !m.sound() || m.link != linkFenced {
 		return
 	}
-	m.link = linkOpening
-	c.do(SendOpen{Replica: m.ID, Conn: m.conn, Epoch: c.opt.Epoch, CutTo: min(m.eff, c.s), ISRVersion: c.isrVersion})
+	m.link, m.cut = linkOpening, min(m.eff, c.s)
+	c.do(SendOpen{Replica: m.ID, Conn: m.conn, Epoch: c.opt.Epoch, CutTo: m.cut, ISRVersion: c.isrVersion})
 }
 
 // progressOpening extends short members (A5) and asks raft once everybody who

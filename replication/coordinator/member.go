@@ -55,6 +55,7 @@ type member struct {
 	delay  time.Duration // grows with failures
 	status Status
 	eff    holdfast.Seq // effective tail by history
+	cut    holdfast.Seq // what OPEN or JOIN asked for
 	copied bool         // every chunk is installed
 
 	// By this connection:
@@ -69,20 +70,19 @@ type member struct {
 	intactSent bool
 
 	// Across connections:
-	lastHeard  time.Duration
-	linkAt     time.Duration // the present connection's begin
-	ageFrom    time.Duration // op ages count from here at the earliest
-	durEver    holdfast.Seq  // highest dur it ever told in this session
-	suspect    bool
-	evicting   bool
-	hard       bool // failed by itself: do not wait for silence
-	needCopy   bool // its log cannot continue
-	fromZero   bool // nothing it holds is to be trusted: copy every chunk
-	answered   bool // attach: its last FENCE_OK is in status
-	tooShort   bool // attach: not to be extended
-	regressed  bool
-	confirmed  bool // attach: holds S durably in this epoch
-	crcRefused int
+	lastHeard time.Duration
+	linkAt    time.Duration // the present connection's begin
+	ageFrom   time.Duration // op ages count from here at the earliest
+	durEver   holdfast.Seq  // highest dur it ever told in this session
+	suspect   bool
+	evicting  bool
+	hard      bool // failed by itself: do not wait for silence
+	needCopy  bool // its log cannot continue
+	fromZero  bool // nothing it holds is to be trusted: copy every chunk
+	answered  bool // attach: its last FENCE_OK is in status
+	tooShort  bool // attach: not to be extended
+	regressed bool
+	confirmed bool // attach: holds S durably in this epoch
 
 	// Filling:
 	pinned    bool         // the window keeps everything above pinAt for it

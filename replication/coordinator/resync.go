@@ -30,7 +30,7 @@ func (c *Core) rejoin(m *member) {
 	}
 	switch {
 	case whole && (eff+1 >= c.win.first || c.logSource(m) != nil):
-		m.eff = eff
+		m.eff, m.cut = eff, eff
 		m.link = linkOpening
 		if eff+1 >= c.win.first {
 			m.pinned, m.pinAt = true, eff
@@ -40,7 +40,7 @@ func (c *Core) rejoin(m *member) {
 		// Nobody to bring the log from now: stay fenced, look again.
 	case c.logSource(m) != nil:
 		m.link = linkOpening
-		m.joining, m.joinAt = true, c.acked
+		m.joining, m.joinAt, m.cut = true, c.acked, c.acked
 		m.pinned, m.pinAt = true, c.acked
 		c.wantFlush(c.acked)
 		c.notice(NoticeCopy, m, false, "copy begins behind %d", c.acked)
@@ -66,12 +66,20 @@ func (c *Core) onOpened(m *member, e Opened) {
 	if m.link != linkOpening {
 		return
 	}
+	if e.Tail != m.cut || e.Dur > e.Tail {
+		// Not what was asked for: nothing may be built on it.
+		c.dropLink(m)
+		c.forget(m)
+		c.backOff(m)
+		return
+	}
 	if Mutant == "stale_acks_kept" {
 		m.tail, m.dur = max(m.tail, e.Tail), max(m.dur, e.Dur)
 	} else {
 		m.tail, m.dur = e.Tail, e.Dur
 	}
 	m.durEver = max(m.durEver, e.Dur)
+	m.delay = 0
 	switch {
 	case c.phase == PhaseOpening || c.phase == PhaseActivating:
 		m.link = linkOpened

@@ -616,7 +616,7 @@ func (c *Core) wholeDone(e WholeDone) {
 		c.fail(e.Err)
 		return
 	}
-	c.st.Syncing = false
+	c.st.Syncing, c.st.Damaged = false, false
 	c.st.Held = 0
 	c.st.Dur = max(c.st.Dur, c.wholeTail)
 	if c.sess.step == stepOpen && c.sess.joined {
