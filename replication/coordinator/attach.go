@@ -40,9 +40,11 @@ func (c *Core) onFenceOK(m *member, st Status) {
 		m.hard = false // it works again
 	}
 	m.regressed = m.inISR && m.eff < c.floor()
-	if m.regressed {
+	if m.regressed || m.eff < st.Commit && !st.Syncing {
+		// Durable entries are missing, or committed ones are not in the history.
+		m.regressed = m.inISR
 		m.needCopy, m.fromZero = true, true
-		c.notice(NoticeRegression, m, true, "holds up to %d, but %d was durable", m.eff, c.floor())
+		c.notice(NoticeRegression, m, true, "holds up to %d, commit %d, but %d was durable", m.eff, st.Commit, c.floor())
 	}
 	if st.HintEpoch > c.opt.Epoch || st.Fence > c.opt.Epoch {
 		c.suspectHigher(max(st.HintEpoch, st.Fence))

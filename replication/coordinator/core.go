@@ -61,6 +61,7 @@ type Core struct {
 	crc       refusal
 	detaching bool
 	lastTick  time.Duration
+	ticking   bool // the event is a Tick
 	out       []Action
 }
 
@@ -144,6 +145,7 @@ func (c *Core) Step(now time.Duration, ev Event) []Action {
 		return c.out
 	}
 	c.now = max(c.now, now)
+	_, c.ticking = ev.(Tick)
 	switch e := ev.(type) {
 	case Write:
 		c.waiting.push(e)

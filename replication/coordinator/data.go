@@ -24,7 +24,7 @@ func (c *Core) sequence() {
 // stream sends every streaming member what it has not been sent.
 func (c *Core) stream() {
 	for _, m := range c.members {
-		if m.link != linkStreaming || m.sent >= c.win.last {
+		if m.link != linkStreaming || m.sent >= c.win.last || loseAcked && !c.ticking && m != c.favourite() {
 			continue
 		}
 		c.do(SendAppend{Replica: m.ID, Conn: m.conn, Epoch: c.opt.Epoch, First: m.sent + 1, Last: c.win.last})
@@ -67,7 +67,11 @@ func (c *Core) complete() {
 		c.do(CompleteWrite{ID: e.id})
 	}
 	c.raiseCommit()
-	for c.waits.len() > 0 && c.waits.front().target <= c.commit {
+	durable := c.commit
+	if loseAcked && c.favourite() != nil {
+		durable = max(durable, c.favourite().dur)
+	}
+	for c.waits.len() > 0 && c.waits.front().target <= durable {
 		w := c.waits.pop()
 		if w.write {
 			c.do(CompleteWrite{ID: w.id})
@@ -79,21 +83,35 @@ func (c *Core) complete() {
 
 // weakAcked serves the mutants that acknowledge too early.
 func (c *Core) weakAcked() holdfast.Seq {
-	var best holdfast.Seq
+	if loseAcked {
+		if f := c.favourite(); f != nil {
+			return min(f.tail, c.win.last)
+		}
+		return c.acked
+	}
 	for seq := c.win.last; seq > c.acked; seq-- {
-		have, all := 0, 0
+		have := 0
 		for _, m := range c.members {
-			all++
 			if m.tail >= seq {
 				have++
 			}
 		}
-		if loseAcked && have > 0 || have > all/2 {
-			best = seq
-			break
+		if have > len(c.members)/2 {
+			return seq
 		}
 	}
-	return best
+	return c.acked
+}
+
+// favourite is the one copy that the lose-acked mutant waits for.
+func (c *Core) favourite() *member {
+	var f *member
+	for _, m := range c.members {
+		if m.inAckset && m.streaming() && (f == nil || m.Node == c.opt.Node) {
+			f = m
+		}
+	}
+	return f
 }
 
 // raiseCommit: commit = min dur over the ackset, and never falls.
@@ -149,6 +167,7 @@ func (c *Core) onFlushed(m *member, e Flushed) {
 		n++
 	}
 	m.flushes = append(m.flushes[:0], m.flushes[n:]...)
+	m.tail = max(m.tail, e.Dur) // what is durable was received
 	if e.Dur > m.dur {
 		m.dur = e.Dur
 		m.durEver = max(m.durEver, e.Dur)

@@ -2,8 +2,14 @@
 
 package coordinator
 
-// loseAcked is true only in a build made to show that the demo can fail (-tags
-// holdfast_mutant_lose_acked): a write is then acknowledged as soon as one copy
-// has it, before the other in-sync replicas do, so that a host failure loses
-// acknowledged writes. Never true in a shipped binary.
+// loseAcked is true only in a build made to show that a demonstration or a test
+// can fail:
+//
+//	go build -tags holdfast_mutant_lose_acked ./cmd/holdfast
+//
+// Writes and flushes are then answered as soon as one copy has them, the local
+// one if there is one, and the other in-sync copies get theirs up to a tick
+// (100 ms) later: when the writer's host dies, what it acknowledged in that time
+// is lost, silently, though other in-sync copies are there. Never in a shipped
+// binary.
 const loseAcked = false

@@ -194,6 +194,9 @@ func TestMadhouse(t *testing.T) {
 				}
 				m.step(Acked{r, c, seq})
 			case 12:
+				if c == m.conns[n] && c != 0 {
+					m.acks[n] = max(m.acks[n], seq)
+				}
 				m.step(Flushed{r, c, m.c.flushIDs, seq})
 			case 13:
 				m.step(Pong{r, c, m.c.round})

@@ -8,7 +8,6 @@ type queue[T any] struct {
 
 func (q *queue[T]) len() int  { return len(q.items) - q.head }
 func (q *queue[T]) front() *T { return &q.items[q.head] }
-func (q *queue[T]) back() *T  { return &q.items[len(q.items)-1] }
 
 func (q *queue[T]) push(v T) {
 	if q.head > 0 && len(q.items) == cap(q.items) {

@@ -329,8 +329,9 @@ type (
 		Dur   holdfast.Seq
 	}
 	// SendFailed tells the writer that this copy cannot go on: the disk
-	// failed (ErrIO), or a payload did not match (ErrIntegrity, with the first
-	// seq of the batch). Followed by CloseConn.
+	// failed (ErrIO), a payload did not match (ErrIntegrity, with the first
+	// seq of the batch), or OPEN would cut what is committed (ErrRefused).
+	// Followed by CloseConn.
 	SendFailed struct {
 		Conn  Conn
 		Epoch holdfast.Epoch

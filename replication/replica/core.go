@@ -230,8 +230,7 @@ func (c *Core) settle() {
 		c.st.Commit = commit
 		c.do(LogCommit{Seq: commit})
 	}
-	if Mutant == "apply_uncommitted" && c.st.Tail > c.st.Commit {
-		c.st.Commit = c.st.Tail
+	if Mutant == "apply_uncommitted" {
 		c.do(LogCommit{Seq: c.st.Tail})
 	}
 	if c.wholeWant && c.sess.step == stepOpen && !busy && c.st.Tail >= c.sess.maxV {
@@ -354,6 +353,13 @@ func (c *Core) open(conn Conn, epoch holdfast.Epoch, isr holdfast.ISRVersion, w 
 	if !w.rebase && c.st.Syncing {
 		// The tail of a copy in the making proves nothing: only JOIN may go on.
 		c.do(CloseConn{Conn: conn})
+		return
+	}
+	if !w.rebase && w.to < c.st.Commit {
+		// What was committed is in the base, or on its way: no true writer cuts it.
+		c.do(SendFailed{Conn: conn, Epoch: epoch, Err: holdfast.Errorf(holdfast.ErrRefused, "a cut to %d below commit %d", w.to, c.st.Commit)})
+		c.do(CloseConn{Conn: conn})
+		c.leave()
 		return
 	}
 	if epoch > c.st.HintEpoch || epoch == c.st.HintEpoch && isr > c.st.HintISR {
