@@ -1,0 +1,216 @@
+package coordinator
+
+import (
+	"errors"
+	"time"
+
+	"github.com/holdfast-storage/holdfast"
+)
+
+// readStep is how far a read has come.
+//
+//	before -> sampling -> after -> confirm -> done
+//
+// before: overlapping writes in flight when it came; after: those in flight
+// when the sample was taken, which it may show; confirm: the ping round (R10).
+type readStep uint8
+
+const (
+	readBefore readStep = iota
+	readSampling
+	readAfter
+	readConfirm
+)
+
+type read struct {
+	id             OpID
+	offset, length int64
+	step           readStep
+	since          time.Duration
+	overlap        holdfast.Seq // before, after: the write to wait for
+	sample         uint64
+	source         *member
+	round          uint64 // pings of this round or later count
+	tried          []*member
+	err            error // of the last member that could not read it
+}
+
+// maxRounds bounds the ping rounds under way: enough for one per round trip
+// step, few enough that a slow member is not flooded. Later reads share the
+// next round.
+const maxRounds = 4
+
+func (c *Core) onRead(e Read) {
+	var r *read
+	if n := len(c.freeReads); n > 0 {
+		r, c.freeReads = c.freeReads[n-1], c.freeReads[:n-1]
+	} else {
+		r = new(read)
+	}
+	*r = read{id: e.ID, offset: e.Offset, length: e.Length, since: c.now, tried: r.tried[:0]}
+	r.overlap = c.win.overlap(c.acked, e.Offset, e.Length)
+	c.reads = append(c.reads, r)
+}
+
+// progressReads moves every read as far as it goes.
+func (c *Core) progressReads() {
+	kept := c.reads[:0]
+	for _, r := range c.reads {
+		if !c.progressRead(r) {
+			kept = append(kept, r)
+		} else {
+			c.freeReads = append(c.freeReads, r)
+		}
+	}
+	clear(c.reads[len(kept):])
+	c.reads = kept
+}
+
+func (c *Core) progressRead(r *read) (done bool) {
+	if r.step == readBefore && r.overlap <= c.acked {
+		c.sampleRead(r)
+	}
+	if r.step == readAfter && r.overlap <= c.acked {
+		r.step = readConfirm
+	}
+	if r.step == readConfirm && c.confirmed(r) {
+		c.do(CompleteRead{ID: r.id})
+		return true
+	}
+	if r.step == readBefore && r.err != nil && len(r.tried) > 0 && c.untried(r) == nil {
+		c.do(CompleteRead{ID: r.id, Err: r.err})
+		return true
+	}
+	return false
+}
+
+// sampleRead has the bytes taken from a member, and a ping round begun.
+func (c *Core) sampleRead(r *read) {
+	m := c.untried(r)
+	if m == nil {
+		return
+	}
+	c.samples++
+	r.step, r.sample, r.source = readSampling, c.samples, m
+	r.round = c.round + 1
+	c.roundWant = c.roundWant || c.needsPing(m)
+	c.do(SampleRead{ID: r.id, Sample: r.sample, Replica: m.ID, Conn: m.conn, Epoch: c.opt.Epoch, Offset: r.offset, Length: r.length})
+}
+
+// needsPing says whether a read from m needs another member's word.
+func (c *Core) needsPing(m *member) bool {
+	for _, o := range c.members {
+		if o != m && o.inAckset {
+			return true
+		}
+	}
+	return false
+}
+
+// untried returns the member to read from: required, streaming, not suspect,
+// the one on this node first.
+func (c *Core) untried(r *read) *member {
+	var best *member
+	for _, m := range c.members {
+		if !m.inAckset || m.link != linkStreaming || m.tail < c.acked || wasTried(r, m) {
+			continue
+		}
+		if best == nil || best.suspect && !m.suspect || m.Node == c.opt.Node && m.suspect == best.suspect {
+			best = m
+		}
+	}
+	return best
+}
+
+func wasTried(r *read, m *member) bool {
+	for _, t := range r.tried {
+		if t == m {
+			return true
+		}
+	}
+	return false
+}
+
+func (c *Core) onSampled(e Sampled) {
+	for _, r := range c.reads {
+		if r.id != e.ID {
+			continue
+		}
+		if r.step != readSampling || r.sample != e.Sample {
+			return
+		}
+		if e.Err != nil {
+			r.step, r.overlap = readBefore, 0
+			if errors.Is(e.Err, holdfast.ErrIntegrity) || errors.Is(e.Err, holdfast.ErrIO) {
+				r.err = e.Err
+				r.tried = append(r.tried, r.source)
+			}
+			return
+		}
+		r.source.lastHeard = c.now
+		// The sample may show writes that are not yet acknowledged: answer only
+		// when they are, or a later read might not see them.
+		r.step, r.overlap = readAfter, c.win.overlap(c.acked, r.offset, r.length)
+		if Mutant == "inflight_checked_before_only" {
+			r.overlap = 0
+		}
+		return
+	}
+}
+
+// confirmed applies R10: every other ackset member answered a ping that was
+// sent after the read arrived, on its present connection. (The member read
+// from checked the epoch at the sample.) A read promise would be checked here.
+func (c *Core) confirmed(r *read) bool {
+	if Mutant == "remote_read_epoch_only" && r.source.Node != c.opt.Node {
+		return true
+	}
+	some, all := false, true
+	for _, m := range c.members {
+		if !m.inAckset || m == r.source {
+			continue
+		}
+		if m.link == linkStreaming && m.pong >= r.round {
+			some = true
+		} else {
+			all = false
+		}
+	}
+	if Mutant == "ping_any" && some {
+		return true
+	}
+	return all
+}
+
+// readsFromLost samples anew what was being read from m.
+func (c *Core) readsFromLost(m *member) {
+	for _, r := range c.reads {
+		if r.step == readSampling && r.source == m {
+			r.step, r.overlap = readBefore, 0
+		}
+	}
+}
+
+// sendPings begins a round if one is wanted and few are under way, and brings
+// members that were not connected into the present round.
+func (c *Core) sendPings() {
+	if c.roundWant {
+		oldest := c.round
+		for _, m := range c.members {
+			if m.inAckset && m.link == linkStreaming {
+				oldest = min(oldest, m.pong)
+			}
+		}
+		if c.round-oldest < maxRounds || c.now-c.pingedAt >= c.lim.PromiseLength/4 {
+			c.roundWant = false
+			c.round++
+			c.pingedAt = c.now
+		}
+	}
+	for _, m := range c.members {
+		if m.link == linkStreaming && m.pinged < c.round {
+			m.pinged = c.round
+			c.do(SendPing{Replica: m.ID, Conn: m.conn, Epoch: c.opt.Epoch, Nonce: c.round})
+		}
+	}
+}

@@ -1,0 +1,30 @@
+// Package sim runs whole clusters of the real protocol cores
+// (replication/coordinator, replication/replica) in simulated time: one seed
+// decides every delay, crash, partition, stall and client request, so that a
+// failure is repeated by its seed. The disk, the network and raft are models;
+// what decides is the shipped code.
+//
+// The fault model, which is the claim that the tests make:
+//
+//   - a process dies at any time: what it had written with write(2) stays in
+//     the page cache; its connections end;
+//   - a host loses power at any time: of each log a prefix survives that holds
+//     at least what was synced; base writes may or may not have reached the
+//     medium; the boot id changes;
+//   - messages on one connection are delayed, in order; connections are reset,
+//     losing what is under way; hosts are cut off, both ways or one way, and
+//     messages wait until the cut heals;
+//   - a process stands still for seconds; a sync takes seconds;
+//   - raft is one register with the compare-and-set commands of the protocol;
+//     it may be out of reach, answers may be lost, and a command whose answer
+//     was lost may be applied seconds later;
+//   - a writer may be replaced while it runs (force), at any time.
+//
+// Checked after every step, from what clients were told: C1 (per block
+// linearizable), C2, C3, C4 and C5; at the end, that all replicas hold the same
+// bytes and that the cluster finds back to full strength. No check looks at a
+// rule of the protocol.
+//
+// Start reading at Run in run.go; the checks are in check.go, the faults in
+// faults.go. `go test ./replication/sim -seeds N -seed S` runs seeds S..S+N-1.
+package sim

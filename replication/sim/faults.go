@@ -1,0 +1,337 @@
+package sim
+
+import "time"
+
+// rates say how the world behaves. Every seed draws its own: some worlds are
+// calm but for one kind of fault, some have all of them.
+type rates struct {
+	// The ordinary.
+	think       time.Duration // between a client's requests, at most
+	reads       float64
+	flushes     float64
+	delay       time.Duration // of a message, at most
+	raftDelay   time.Duration // of a command or an answer, at most
+	slowMessage float64
+	slowSync    float64
+	hungSync    float64
+	checkpoint  float64 // per tick
+	readTime    time.Duration
+	applyTime   time.Duration
+	chunkTime   time.Duration
+	flushEvery  time.Duration
+	window      int           // operations in the replay window
+	takeover    time.Duration // how long a dead holder is waited for
+
+	// Faults, each as the mean time between two.
+	crash, power, blackout, cut, isolate, reset, stall, force, detach, outage, recycle, drill, absence time.Duration
+
+	loseAnswer float64
+	// strike is the chance of a fault right at a change of membership.
+	strike float64
+}
+
+func (w *world) drawRates() {
+	r := w.rng
+	pick := func(p float64, lo, hi time.Duration) time.Duration {
+		v := w.between(lo, hi)
+		if r.Float64() >= p {
+			return 0
+		}
+		return v
+	}
+	const s = time.Second
+	w.rates = rates{
+		think:       w.between(5*time.Millisecond, 120*time.Millisecond),
+		reads:       0.2 + 0.4*r.Float64(),
+		flushes:     0.1 * r.Float64(),
+		delay:       w.between(100*time.Microsecond, 3*time.Millisecond),
+		raftDelay:   w.between(2*time.Millisecond, 30*time.Millisecond),
+		slowMessage: 0.02 * r.Float64(),
+		slowSync:    0.05 * r.Float64(),
+		checkpoint:  0.02 * r.Float64(),
+		readTime:    w.between(10*time.Microsecond, 3*time.Millisecond),
+		applyTime:   w.between(time.Millisecond, 300*time.Millisecond),
+		chunkTime:   w.between(2*time.Millisecond, 100*time.Millisecond),
+		flushEvery:  w.between(20*time.Millisecond, 2*time.Second),
+		takeover:    w.between(500*time.Millisecond, 6*time.Second),
+		crash:       pick(0.6, 3*s, 20*s),
+		power:       pick(0.6, 3*s, 25*s),
+		blackout:    pick(0.25, 10*s, 40*s),
+		cut:         pick(0.6, 1*s, 10*s),
+		isolate:     pick(0.4, 4*s, 20*s),
+		reset:       pick(0.5, 1*s, 8*s),
+		stall:       pick(0.4, 3*s, 20*s),
+		force:       pick(0.6, 2*s, 12*s),
+		detach:      pick(0.3, 5*s, 20*s),
+		outage:      pick(0.3, 5*s, 20*s),
+		recycle:     pick(0.5, 4*s, 20*s),
+	}
+	if r.Float64() < 0.3 {
+		w.rates.loseAnswer = 0.3 * r.Float64()
+	}
+	switch p := r.Float64(); {
+	case p < 0.35:
+		w.rates.delay = w.between(5*time.Millisecond, 60*time.Millisecond)
+	case p < 0.55:
+		w.rates.delay = w.between(60*time.Millisecond, 250*time.Millisecond)
+	}
+	w.rates.window = 48
+	if r.Float64() < 0.35 {
+		// Little is flushed: much is acknowledged that is not committed.
+		w.rates.flushEvery, w.rates.window = w.between(2*s, 60*s), 2000
+		w.rates.flushes = 0
+	}
+	w.rates.absence = pick(0.5, 3*s, 15*s)
+	w.rates.drill = pick(0.5, 5*s, 20*s)
+	if r.Float64() < 0.6 {
+		w.rates.strike = 0.4 * r.Float64()
+	}
+	if r.Float64() < 0.2 {
+		w.rates.hungSync = 0.003 * r.Float64()
+	}
+}
+
+// faults starts every kind of fault that this world has.
+func (w *world) faults() {
+	n := len(w.nodes)
+	some := func() *node { return w.nodes[w.rng.Intn(n)] }
+	w.raft.loseAnswer = w.rates.loseAnswer
+	w.every(w.rates.crash, func() { w.restart(some(), false, w.between(10*time.Millisecond, 8*time.Second)) })
+	w.every(w.rates.power, func() { w.restart(some(), true, w.between(100*time.Millisecond, 10*time.Second)) })
+	w.every(w.rates.blackout, func() {
+		for _, x := range w.nodes {
+			if w.chance(0.9) {
+				w.restart(x, true, w.between(100*time.Millisecond, 10*time.Second))
+			}
+		}
+	})
+	w.every(w.rates.cut, func() {
+		a, b := w.rng.Intn(n), w.rng.Intn(n)
+		if a == b {
+			return
+		}
+		both, d := w.chance(0.7), w.between(50*time.Millisecond, 15*time.Second)
+		w.log("cut n%d -> n%d (both ways %v) for %v", a, b, both, d)
+		w.setCut(a, b, true)
+		if both {
+			w.setCut(b, a, true)
+		}
+		w.after(d, func() { w.setCut(a, b, false); w.setCut(b, a, false) })
+	})
+	w.every(w.rates.isolate, func() {
+		a, d := w.rng.Intn(n), w.between(50*time.Millisecond, 20*time.Second)
+		w.log("n%d is cut off for %v", a, d)
+		w.isolate(a, true)
+		if w.chance(0.4) {
+			w.nodes[a].raftCutUntil = w.now + d + w.between(0, 3*time.Second)
+		}
+		w.after(d, func() { w.isolate(a, false) })
+	})
+	w.every(w.rates.reset, func() {
+		if len(w.links) > 0 {
+			l := w.links[w.rng.Intn(len(w.links))]
+			w.log("connection n%d -> n%d is reset", l.wr.n, l.host.index)
+			l.reset()
+		}
+	})
+	w.every(w.rates.stall, func() { some().pause(w.between(50*time.Millisecond, 9*time.Second)) })
+	w.every(w.rates.force, func() {
+		if !w.ctl.finished {
+			w.log("the volume is taken over by force")
+			w.ctl.attach()
+		}
+	})
+	w.every(w.rates.detach, w.ctl.detach)
+	w.every(w.rates.outage, func() {
+		w.raft.outUntil = w.now + w.between(time.Second, 12*time.Second)
+		w.log("raft is out of reach until %v", w.raft.outUntil)
+	})
+	w.every(w.rates.drill, w.drill)
+	w.every(w.rates.absence, w.absence)
+	w.every(w.rates.recycle, func() {
+		if x := some(); x.up && x.disk != nil {
+			x.disk.checkpoint(0)
+			x.host.tellApplied()
+		}
+	})
+}
+
+// drill is the classic: the writer's side of the cluster is cut off but does
+// not notice, the volume is taken over on the other side, perhaps hosts
+// restart, and the old writer comes back.
+func (w *world) drill() {
+	h := w.ctl.holder
+	if h == nil || !h.active || w.ctl.finished || len(w.nodes) < 2 {
+		return
+	}
+	here := make([]bool, len(w.nodes)) // the writer's side
+	here[h.n] = true
+	other := (h.n + 1 + w.rng.Intn(len(w.nodes)-1)) % len(w.nodes)
+	for i := range here {
+		here[i] = here[i] || i != other && w.chance(0.4)
+	}
+	split := func(v bool) {
+		for a := range here {
+			for b := range here {
+				if here[a] != here[b] {
+					w.setCut(a, b, v)
+				}
+			}
+		}
+	}
+	w.log("drill: n%d is cut off with %v", h.n, here)
+	split(true)
+	d := w.between(time.Second, 5*time.Second)
+	h.node.raftCutUntil = w.now + d + w.between(0, 4*time.Second)
+	w.after(w.between(50*time.Millisecond, 800*time.Millisecond), func() {
+		if !w.ctl.finished && !w.healing {
+			w.ctl.attachBut(here)
+		}
+	})
+	if w.chance(0.5) {
+		for i, x := range w.nodes {
+			if here[i] || w.chance(0.3) {
+				continue
+			}
+			power := w.chance(0.5)
+			w.after(w.between(500*time.Millisecond, d), func() {
+				if !w.healing {
+					w.restart(x, power, w.between(10*time.Millisecond, time.Second))
+				}
+			})
+		}
+	}
+	w.after(d, func() { split(false) })
+}
+
+// absence is the other classic: a copy is away, for long enough to be put out
+// or only for a moment, and the writer's host fails while it is brought back.
+func (w *world) absence() {
+	x := w.reps[w.rng.Intn(len(w.reps))]
+	h := w.ctl.holder
+	if h == nil || !h.active || !x.up || x == h.node {
+		return
+	}
+	w.log("absence of n%d", x.index)
+	switch w.rng.Intn(3) {
+	case 0:
+		d := w.between(5*time.Second, 7*time.Second)
+		w.isolate(x.index, true)
+		w.after(d, func() { w.isolate(x.index, false) })
+		w.after(d-time.Millisecond, func() { x.ambush = true })
+	case 1:
+		w.restart(x, false, w.between(10*time.Millisecond, 7*time.Second))
+		x.ambush = true
+	case 2:
+		w.restart(x, true, w.between(10*time.Millisecond, 3*time.Second))
+		x.ambush = true
+	}
+}
+
+// ambushed has the writer's host fail, now that x is open again.
+func (w *world) ambushed(x *node) {
+	if !x.ambush || w.healing {
+		return
+	}
+	x.ambush = false
+	h := w.ctl.holder.node
+	what := w.rng.Intn(3)
+	w.after(w.between(0, 3*w.rates.delay+2*w.rates.raftDelay), func() {
+		switch {
+		case w.healing:
+		case what == 0:
+			w.restart(h, false, w.between(time.Second, 8*time.Second))
+		case what == 1:
+			w.restart(h, true, w.between(time.Second, 8*time.Second))
+		default:
+			w.log("ambush: n%d is cut off", h.index)
+			w.isolate(h.index, true)
+			w.after(w.between(5*time.Second, 10*time.Second), func() { w.isolate(h.index, false) })
+			w.after(w.between(100*time.Millisecond, time.Second), func() {
+				if !w.healing && !w.ctl.finished {
+					not := make([]bool, len(w.nodes))
+					not[h.index] = true
+					w.ctl.attachBut(not)
+				}
+			})
+		}
+	})
+}
+
+// strike hits some host, mostly the writer's, right after a change: of the
+// in-sync set, of what a copy is declared to be, of what a client was told.
+// There the cluster is between two states.
+func (w *world) strike(share float64) {
+	if w.healing || !w.chance(w.rates.strike*share) {
+		return
+	}
+	x := w.nodes[w.rng.Intn(len(w.nodes))]
+	if h := w.ctl.holder; h != nil && w.chance(0.6) {
+		x = h.node
+	}
+	what := w.rng.Intn(3)
+	soon := 30 * time.Millisecond
+	if w.chance(0.5) {
+		soon = time.Millisecond
+	}
+	w.after(w.between(0, soon), func() {
+		if w.healing {
+			return
+		}
+		switch what {
+		case 0:
+			w.restart(x, false, w.between(10*time.Millisecond, 8*time.Second))
+		case 1:
+			w.restart(x, true, w.between(100*time.Millisecond, 10*time.Second))
+		case 2:
+			w.log("strike: n%d is cut off", x.index)
+			w.isolate(x.index, true)
+			w.after(w.between(100*time.Millisecond, 8*time.Second), func() { w.isolate(x.index, false) })
+		}
+	})
+}
+
+// every repeats a fault about every d, until the world heals. 0: never.
+func (w *world) every(d time.Duration, do func()) {
+	if d == 0 {
+		return
+	}
+	w.after(w.between(d/4, d*7/4), func() {
+		if w.healing {
+			return
+		}
+		do()
+		w.every(d, do)
+	})
+}
+
+func (w *world) restart(n *node, power bool, after time.Duration) {
+	n.crash(power)
+	w.after(after, n.start)
+}
+
+func (w *world) isolate(a int, v bool) {
+	for b := range w.nodes {
+		if a != b {
+			w.setCut(a, b, v)
+			w.setCut(b, a, v)
+		}
+	}
+}
+
+// heal ends every fault.
+func (w *world) heal() {
+	w.log("the faults are over")
+	w.healing = true
+	for a := range w.nodes {
+		for b := range w.nodes {
+			w.setCut(a, b, false)
+		}
+	}
+	w.raft.outUntil, w.raft.loseAnswer = 0, 0
+	w.rates.hungSync, w.rates.slowMessage = 0, 0
+	for _, n := range w.nodes {
+		n.raftCutUntil = 0
+		n.start()
+	}
+}

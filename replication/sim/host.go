@@ -1,0 +1,344 @@
+package sim
+
+import (
+	"time"
+
+	"github.com/holdfast-storage/holdfast"
+	"github.com/holdfast-storage/holdfast/replication/replica"
+)
+
+// What travels from a writer to a replica's host beside the core's own events.
+type (
+	appendMsg struct {
+		ev      replica.Append
+		entries []logEntry
+	}
+	readMsg struct {
+		ev       replica.Read
+		first, n int
+	}
+	// fetchMsg asks for log entries, for the list of chunks, or for a chunk.
+	fetchMsg struct {
+		ev    replica.Fetch
+		chunk int // -1: not a chunk
+	}
+	installMsg struct {
+		ev    replica.Install
+		id    int // of the writer, returned with the answer
+		chunk int
+		data  [blocksPerChunk]value
+		last  holdfast.Seq
+	}
+)
+
+// What travels back beside the core's own actions.
+type (
+	sampleMsg struct {
+		id     uint64
+		values []value
+		err    error
+	}
+	fetchedMsg struct {
+		id      uint64
+		gap     bool
+		entries []logEntry
+		chunks  []int
+		data    [blocksPerChunk]value
+		last    holdfast.Seq
+		asOf    holdfast.Seq
+	}
+	installedMsg struct {
+		id    int
+		asOf  holdfast.Seq
+		retry bool
+	}
+)
+
+type readKey struct {
+	conn replica.Conn
+	id   uint64
+}
+
+// host is the edge around a replica core: connections, payloads, the disk.
+type host struct {
+	n       *node
+	core    *replica.Core
+	conns   map[replica.Conn]*link
+	numbers map[*link]replica.Conn
+	last    replica.Conn
+
+	batch    replica.Batch
+	appends  map[replica.Batch][]logEntry
+	installs map[replica.Batch]installMsg
+	reads    map[readKey]readMsg
+	samples  map[readKey]sampleMsg
+	fetches  map[readKey]fetchMsg
+
+	appendedAt time.Duration
+}
+
+func newHost(n *node) *host {
+	h := &host{
+		n: n, conns: map[replica.Conn]*link{}, numbers: map[*link]replica.Conn{},
+		appends: map[replica.Batch][]logEntry{}, installs: map[replica.Batch]installMsg{},
+		reads: map[readKey]readMsg{}, samples: map[readKey]sampleMsg{}, fetches: map[readKey]fetchMsg{},
+	}
+	st := n.disk.mem.st
+	h.core = replica.New(replica.Options{Status: st, Now: n.w.now})
+	return h
+}
+
+func (h *host) tick() {
+	h.step(replica.Tick{Now: h.n.w.now})
+	d := h.n.disk
+	if h.n.w.chance(h.n.w.rates.checkpoint) {
+		d.checkpoint(h.n.w.rng.Intn(40))
+		h.tellApplied()
+	}
+}
+
+func (h *host) tellApplied() {
+	st := &h.n.disk.mem.st
+	h.step(replica.AppliedTo{Applied: st.Applied, Checkpoint: st.Checkpoint})
+}
+
+func (h *host) closed(l *link) {
+	c, ok := h.numbers[l]
+	if !ok {
+		return
+	}
+	delete(h.numbers, l)
+	delete(h.conns, c)
+	h.step(replica.Closed{Conn: c})
+}
+
+// receive turns a message into an event, its connection filled in.
+func (h *host) receive(l *link, body any) {
+	c, ok := h.numbers[l]
+	if !ok {
+		h.last++
+		c = h.last
+		h.numbers[l], h.conns[c] = c, l
+	}
+	switch m := body.(type) {
+	case appendMsg:
+		h.batch++
+		m.ev.Conn, m.ev.Batch = c, h.batch
+		h.appends[h.batch] = m.entries
+		h.step(m.ev)
+	case readMsg:
+		m.ev.Conn = c
+		h.reads[readKey{c, m.ev.ID}] = m
+		h.step(m.ev)
+	case fetchMsg:
+		m.ev.Conn = c
+		h.fetches[readKey{c, m.ev.ID}] = m
+		h.step(m.ev)
+	case installMsg:
+		h.batch++
+		m.ev.Conn, m.ev.Batch = c, h.batch
+		h.installs[h.batch] = m
+		h.step(m.ev)
+	case replica.Fence:
+		m.Conn = c
+		h.step(m)
+	case replica.Open:
+		m.Conn = c
+		h.step(m)
+	case replica.Join:
+		m.Conn = c
+		h.step(m)
+	case replica.Flush:
+		m.Conn = c
+		h.step(m)
+	case replica.Commit:
+		m.Conn = c
+		h.step(m)
+	case replica.Ping:
+		m.Conn = c
+		h.step(m)
+	case replica.Intact:
+		m.Conn = c
+		h.step(m)
+	case replica.Whole:
+		m.Conn = c
+		h.step(m)
+	}
+}
+
+func (h *host) step(ev replica.Event) {
+	if h.n.host != h {
+		return
+	}
+	actions := append([]replica.Action(nil), h.core.Step(ev)...)
+	for _, a := range actions {
+		h.act(a)
+	}
+}
+
+// later steps an event when the disk has done its work.
+func (h *host) later(ev func() replica.Event) {
+	h.n.disk.later(func() { h.step(ev()) })
+}
+
+func (h *host) send(c replica.Conn, body any) {
+	if l := h.conns[c]; l != nil && l.rOpen {
+		l.sendToWriter(body)
+	}
+}
+
+func (h *host) act(a replica.Action) {
+	w, d := h.n.w, h.n.disk
+	switch a := a.(type) {
+	case replica.LogFence:
+		d.fence(a.Epoch, func() { h.step(replica.Fenced{}) })
+	case replica.LogTruncate:
+		d.write(record{kind: recTrunc, seq: a.To})
+		h.later(func() replica.Event { return replica.Opened{} })
+	case replica.LogRebase:
+		d.write(record{kind: recRebase, seq: a.To, epoch: a.Epoch})
+		h.later(func() replica.Event { return replica.Opened{} })
+	case replica.LogAppend:
+		for _, e := range h.appends[a.Batch] {
+			d.write(record{kind: recEntry, entry: e})
+		}
+		delete(h.appends, a.Batch)
+		h.appendedAt = max(h.appendedAt, w.now+w.between(time.Microsecond, 100*time.Microsecond))
+		h.n.after(h.appendedAt-w.now, func() { h.step(replica.Appended{Batch: a.Batch}) })
+	case replica.LogSync:
+		h.later(func() replica.Event { return replica.Synced{ID: a.ID} })
+	case replica.LogCommit:
+		d.write(record{kind: recCommit, seq: a.Seq})
+		h.applySoon()
+	case replica.LogRead:
+		h.n.after(w.between(time.Microsecond, w.rates.readTime), func() { h.sample(readKey{a.Conn, a.ID}) })
+	case replica.LogIntact:
+		d.write(record{kind: recIntact, boot: h.n.boot})
+		w.strike(0.5)
+	case replica.LogHint:
+		d.write(record{kind: recHint, epoch: a.Epoch, isr: a.ISR})
+	case replica.LogInstall:
+		m := h.installs[a.Batch]
+		d.write(record{kind: recInstall, chunk: m.chunk, data: m.data, seq: a.AsOf, last: m.last})
+		h.n.after(w.between(time.Microsecond, time.Millisecond), func() { h.step(replica.Installed{Batch: a.Batch}) })
+	case replica.LogWhole:
+		d.write(record{kind: recWhole})
+		h.later(func() replica.Event { return replica.WholeDone{} })
+	case replica.LogFetch:
+		h.fetched(readKey{a.Conn, a.ID})
+	case replica.Drop:
+		delete(h.appends, a.Batch)
+		delete(h.installs, a.Batch)
+	case replica.DropRead:
+		delete(h.reads, readKey{a.Conn, a.ID})
+		delete(h.samples, readKey{a.Conn, a.ID})
+		delete(h.fetches, readKey{a.Conn, a.ID})
+	case replica.SendFenceOK:
+		w.log("n%d fenced by %d: tail %d (epoch %d) dur %d commit %d applied %d intact %v syncing %v", h.n.index, a.Epoch, a.Status.Tail, a.Status.TailEpoch, a.Status.Dur, a.Status.Commit, a.Status.Applied, a.Status.Intact, a.Status.Syncing)
+		h.send(a.Conn, a)
+	case replica.SendRefused:
+		h.send(a.Conn, a)
+	case replica.SendOpened:
+		w.strike(0.3)
+		w.ambushed(h.n)
+		w.log("n%d opened by %d: tail %d", h.n.index, a.Epoch, a.Tail)
+		h.send(a.Conn, a)
+	case replica.SendAck:
+		h.send(a.Conn, a)
+	case replica.SendFlushed:
+		h.send(a.Conn, a)
+	case replica.SendPong:
+		h.send(a.Conn, a)
+	case replica.SendWhole:
+		h.send(a.Conn, a)
+	case replica.SendFailed:
+		h.send(a.Conn, a)
+	case replica.SendSample:
+		key := readKey{a.Conn, a.ID}
+		m := h.samples[key]
+		delete(h.samples, key)
+		delete(h.reads, key)
+		m.id, m.err = a.ID, a.Err
+		h.send(a.Conn, m)
+	case replica.SendInstalled:
+		m := h.installs[a.Batch]
+		delete(h.installs, a.Batch)
+		h.send(a.Conn, installedMsg{id: m.id, asOf: a.AsOf, retry: a.Retry})
+	case replica.CloseConn:
+		if l := h.conns[a.Conn]; l != nil {
+			l.closeByReplica()
+		}
+	}
+}
+
+// applySoon takes committed, durable entries into the base, in the background.
+func (h *host) applySoon() {
+	d := h.n.disk
+	if d.applying {
+		return
+	}
+	d.applying = true
+	h.n.w.after(h.n.w.between(0, h.n.w.rates.applyTime), func() {
+		d.applying = false
+		if h.n.host != h {
+			if h.n.host != nil {
+				h.n.host.applySoon() // it may have asked meanwhile
+			}
+			return
+		}
+		limit := min(d.mem.st.Commit, d.mem.st.Dur)
+		if Mutant == "apply_uncommitted" {
+			limit = min(d.mem.st.Commit, d.mem.st.Tail)
+		}
+		before := d.mem.st.Applied
+		d.mem.apply(limit)
+		if d.mem.st.Applied > before {
+			h.n.run(h.n.life, h.tellApplied)
+		}
+		if d.mem.st.Applied < min(d.mem.st.Commit, d.mem.st.Tail) {
+			h.applySoon()
+		}
+	})
+}
+
+func (h *host) sample(key readKey) {
+	m, ok := h.reads[key]
+	if !ok {
+		return
+	}
+	s := sampleMsg{}
+	for b := m.first; b < m.first+m.n; b++ {
+		s.values = append(s.values, h.n.disk.mem.block(b))
+	}
+	h.samples[key] = s
+	h.step(replica.Sampled{Conn: key.conn, ID: key.id})
+}
+
+func (h *host) fetched(key readKey) {
+	m, ok := h.fetches[key]
+	if !ok {
+		return
+	}
+	delete(h.fetches, key)
+	d := h.n.disk
+	r := fetchedMsg{id: key.id}
+	switch {
+	case m.chunk >= 0:
+		copy(r.data[:], d.mem.base[m.chunk*blocksPerChunk:])
+		r.last, r.asOf = d.mem.lastSeq[m.chunk], d.mem.st.Applied
+	case m.ev.Chunks:
+		for c := range chunks {
+			if d.mem.lastSeq[c] > m.ev.From {
+				r.chunks = append(r.chunks, c)
+			}
+		}
+	default:
+		for _, e := range d.mem.log {
+			if e.seq >= m.ev.From && e.seq <= m.ev.To {
+				r.entries = append(r.entries, e)
+			}
+		}
+		r.gap = len(r.entries) != int(m.ev.To-m.ev.From+1)
+	}
+	h.send(key.conn, r)
+}

@@ -1,0 +1,206 @@
+package sim
+
+import (
+	"container/heap"
+	"fmt"
+	"math/rand"
+	"time"
+
+	"github.com/holdfast-storage/holdfast"
+)
+
+// world is one simulated cluster. Everything in it happens in one goroutine,
+// in the order of (time, number).
+type world struct {
+	cfg    Config
+	rng    *rand.Rand
+	now    time.Duration
+	events eventHeap
+	number uint64
+	steps  int
+
+	nodes []*node // every host
+	reps  []*node // those with a replica
+	raft  *register
+	check *checker
+	ctl   *controller
+	links []*link
+
+	cut     [][]bool // cut[a][b]: nothing travels from a to b
+	rates   rates
+	healing bool // the faults are over
+	stop    bool
+}
+
+type event struct {
+	at     time.Duration
+	number uint64
+	do     func()
+}
+
+type eventHeap []event
+
+func (h eventHeap) Len() int { return len(h) }
+func (h eventHeap) Less(i, j int) bool {
+	return h[i].at < h[j].at || h[i].at == h[j].at && h[i].number < h[j].number
+}
+func (h eventHeap) Swap(i, j int) { h[i], h[j] = h[j], h[i] }
+func (h *eventHeap) Push(x any)   { *h = append(*h, x.(event)) }
+func (h *eventHeap) Pop() any {
+	old := *h
+	e := old[len(old)-1]
+	old[len(old)-1] = event{}
+	*h = old[:len(old)-1]
+	return e
+}
+
+func (w *world) at(when time.Duration, do func()) {
+	w.number++
+	heap.Push(&w.events, event{at: max(when, w.now), number: w.number, do: do})
+}
+
+func (w *world) after(d time.Duration, do func()) { w.at(w.now+d, do) }
+
+// run executes events until the time, or until a check failed.
+func (w *world) run(until time.Duration) {
+	for len(w.events) > 0 && w.events[0].at <= until && w.check.failure == "" && !w.stop {
+		e := heap.Pop(&w.events).(event)
+		w.now = e.at
+		w.steps++
+		e.do()
+	}
+	w.now = max(w.now, until)
+}
+
+// between returns a random duration in [lo, hi).
+func (w *world) between(lo, hi time.Duration) time.Duration {
+	return lo + time.Duration(w.rng.Int63n(int64(hi-lo)))
+}
+
+// chance is true with probability p.
+func (w *world) chance(p float64) bool { return w.rng.Float64() < p }
+
+func (w *world) log(format string, args ...any) {
+	if w.cfg.Trace == nil {
+		return
+	}
+	w.cfg.Trace(fmt.Sprintf("%12v %s", w.now, fmt.Sprintf(format, args...)))
+}
+
+// node is one host: its process, its disk, its writers.
+type node struct {
+	w       *world
+	index   int
+	id      holdfast.NodeID
+	replica holdfast.ReplicaID
+
+	up     bool
+	life   int // counts processes
+	boot   int // counts boots
+	downAt time.Duration
+
+	pausedUntil time.Duration
+	inbox       []func() // what arrived while paused
+
+	disk *disk // nil on a host without a replica
+	host *host
+
+	ambush       bool          // the writer's host fails when this replica is open again
+	raftCutUntil time.Duration // this host does not reach raft
+	writers      []*writer
+}
+
+// run has do executed by this process life of the node: not at all if it died,
+// later if it stands still.
+func (n *node) run(life int, do func()) {
+	if !n.up || n.life != life {
+		return
+	}
+	if n.w.now < n.pausedUntil || len(n.inbox) > 0 {
+		n.inbox = append(n.inbox, do)
+		return
+	}
+	do()
+}
+
+// after has do executed by this process life of the node, later.
+func (n *node) after(d time.Duration, do func()) {
+	life := n.life
+	n.w.after(d, func() { n.run(life, do) })
+}
+
+func (n *node) pause(d time.Duration) {
+	if !n.up || n.w.now < n.pausedUntil {
+		return
+	}
+	n.w.log("n%d stands still for %v", n.index, d)
+	n.pausedUntil = n.w.now + d
+	life := n.life
+	n.w.at(n.pausedUntil, func() {
+		if n.life != life || !n.up {
+			return
+		}
+		for len(n.inbox) > 0 && n.up && n.life == life {
+			do := n.inbox[0]
+			n.inbox = n.inbox[1:]
+			do()
+		}
+	})
+}
+
+// crash ends the process; with power, the page cache too.
+func (n *node) crash(power bool) {
+	if !n.up {
+		if power {
+			n.losePower()
+		}
+		return
+	}
+	n.w.log("n%d %s", n.index, map[bool]string{false: "process dies", true: "loses power"}[power])
+	n.up, n.downAt = false, n.w.now
+	n.inbox, n.pausedUntil = nil, 0
+	for _, wr := range n.writers {
+		wr.die()
+	}
+	n.writers, n.host = nil, nil
+	if power {
+		n.losePower()
+	}
+	for _, l := range n.w.links {
+		l.nodeDied(n, power)
+	}
+	n.w.ctl.livenessChanged()
+}
+
+func (n *node) losePower() {
+	n.boot++
+	if n.disk != nil {
+		n.disk.powerLoss()
+	}
+}
+
+func (n *node) start() {
+	if n.up {
+		return
+	}
+	n.w.log("n%d starts (boot %d)", n.index, n.boot)
+	n.up = true
+	n.life++
+	if n.disk != nil {
+		n.disk.open()
+		n.host = newHost(n)
+	}
+	n.tick()
+	n.w.ctl.livenessChanged()
+}
+
+// tick drives the timers of everything in the process.
+func (n *node) tick() {
+	if n.host != nil {
+		n.host.tick()
+	}
+	for _, wr := range n.writers {
+		wr.tick()
+	}
+	n.after(n.w.between(90*time.Millisecond, 110*time.Millisecond), n.tick)
+}
