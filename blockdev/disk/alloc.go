@@ -1,0 +1,238 @@
+package disk
+
+import (
+	"math/bits"
+	"sort"
+	"sync"
+
+	"github.com/holdfast-storage/holdfast"
+)
+
+// allocator hands out the chunks of the disk, and the 4 KiB pages of chunks
+// that hold map pages. A freed chunk or page waits until a checkpoint that no
+// longer refers to it is durable.
+type allocator struct {
+	mu       sync.Mutex
+	used     []uint64 // one bit per chunk
+	chunks   int64
+	free     int64
+	reserved int64 // promised to logged entries
+	spare    int64 // kept for map pages and for applying
+	next     int64 // where the search begins
+	waiting  []uint32
+
+	pages        map[int64]uint16 // chunks of map pages: their used pages
+	freePages    []int64
+	waitingPages []int64
+}
+
+// spareChunks is what data may not take: a map needs 1/600 of its data, twice
+// while a checkpoint is written.
+func spareChunks(chunks int64) int64 { return 8 + chunks/128 }
+
+const pagesPerChunk = chunkSize / pageSize
+
+func newAllocator(chunks int64) *allocator {
+	return &allocator{
+		used: make([]uint64, (chunks+63)/64), chunks: chunks, free: chunks,
+		spare: spareChunks(chunks), pages: map[int64]uint16{},
+	}
+}
+
+// use marks a chunk as used when the map is loaded; false if it is not free.
+func (a *allocator) use(c int64) bool {
+	if c < 0 || c >= a.chunks || a.used[c/64]&(1<<(c%64)) != 0 {
+		return false
+	}
+	a.used[c/64] |= 1 << (c % 64)
+	a.free--
+	return true
+}
+
+// usePage marks a page as used when the map is loaded; false if it is not free.
+func (a *allocator) usePage(p int64) bool {
+	c := p / pagesPerChunk
+	if p < 0 || c >= a.chunks {
+		return false
+	}
+	mask, ok := a.pages[c]
+	if !ok && !a.use(c) {
+		return false
+	}
+	bit := uint16(1) << (p % pagesPerChunk)
+	if mask&bit != 0 {
+		return false
+	}
+	a.pages[c] = mask | bit
+	return true
+}
+
+// loaded ends loading: the free pages of map chunks can be given out.
+func (a *allocator) loaded() {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.listFreePages()
+}
+
+func (a *allocator) listFreePages() {
+	a.freePages = a.freePages[:0]
+	for c, mask := range a.pages {
+		for i := int64(0); i < pagesPerChunk; i++ {
+			if mask&(1<<i) == 0 {
+				a.freePages = append(a.freePages, c*pagesPerChunk+i)
+			}
+		}
+	}
+	// Given out from the end: ascending, so that a checkpoint writes long runs.
+	sort.Slice(a.freePages, func(i, j int) bool { return a.freePages[i] > a.freePages[j] })
+}
+
+// reserve promises n chunks to entries about to be logged.
+func (a *allocator) reserve(n int64) error {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.free-a.reserved-a.spare < n {
+		return holdfast.Errorf(holdfast.ErrNoSpace, "the disk is full: %d chunks free, %d promised, %d kept for its map",
+			a.free, a.reserved, a.spare)
+	}
+	a.reserved += n
+	return nil
+}
+
+// promise reserves without asking, for entries that are already logged.
+func (a *allocator) promise(n int64) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.reserved += n
+}
+
+func (a *allocator) release(n int64) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.reserved -= n
+}
+
+// take returns a free chunk. With promised, it comes out of the reservation.
+func (a *allocator) take(promised bool) (uint32, error) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	c, ok := a.find()
+	if !ok {
+		return 0, holdfast.Errorf(holdfast.ErrNoSpace, "the disk has no free chunk")
+	}
+	if promised {
+		a.reserved--
+	}
+	return uint32(c), nil
+}
+
+// find takes the next free chunk. Under mu.
+func (a *allocator) find() (int64, bool) {
+	if a.free == 0 {
+		return 0, false
+	}
+	words := int64(len(a.used))
+	for i := int64(0); i <= words; i++ {
+		w := (a.next/64 + i) % words
+		free := ^a.used[w]
+		if i == 0 {
+			free &= ^uint64(0) << (a.next % 64)
+		}
+		if free == 0 {
+			continue
+		}
+		c := w*64 + int64(bits.TrailingZeros64(free))
+		if c >= a.chunks {
+			continue
+		}
+		a.used[w] |= 1 << (c % 64)
+		a.free--
+		a.next = (c + 1) % a.chunks
+		return c, true
+	}
+	return 0, false
+}
+
+// later frees a chunk once the next checkpoint is durable.
+func (a *allocator) later(c uint32) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.waiting = append(a.waiting, c)
+}
+
+// page returns a free page for the map.
+func (a *allocator) page() (int64, error) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if len(a.freePages) == 0 {
+		c, ok := a.find()
+		if !ok {
+			return 0, holdfast.Errorf(holdfast.ErrNoSpace, "the disk has no chunk left for its map")
+		}
+		a.pages[c] = 0
+		for i := int64(pagesPerChunk) - 1; i >= 0; i-- {
+			a.freePages = append(a.freePages, c*pagesPerChunk+i)
+		}
+	}
+	p := a.freePages[len(a.freePages)-1]
+	a.freePages = a.freePages[:len(a.freePages)-1]
+	a.pages[p/pagesPerChunk] |= 1 << (p % pagesPerChunk)
+	return p, nil
+}
+
+// laterPage frees a page once the next checkpoint is durable.
+func (a *allocator) laterPage(p int64) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.waitingPages = append(a.waitingPages, p)
+}
+
+// capture returns the chunks and pages that the checkpoint now being written no
+// longer refers to.
+func (a *allocator) capture() (chunks []uint32, pages []int64) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	chunks, pages = a.waiting, a.waitingPages
+	a.waiting, a.waitingPages = nil, nil
+	return chunks, pages
+}
+
+// keepWaiting takes back what capture returned: the checkpoint did not come about.
+func (a *allocator) keepWaiting(chunks []uint32, pages []int64) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.waiting, a.waitingPages = append(a.waiting, chunks...), append(a.waitingPages, pages...)
+}
+
+// settled frees what capture returned, now that the checkpoint is durable.
+// It returns the chunks that held nothing but freed pages; they are free as well.
+func (a *allocator) settled(chunks []uint32, pages []int64) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	for _, c := range chunks {
+		a.clear(int64(c))
+	}
+	for _, p := range pages {
+		c := p / pagesPerChunk
+		a.pages[c] &^= 1 << (p % pagesPerChunk)
+		if a.pages[c] == 0 {
+			delete(a.pages, c)
+			a.clear(c)
+		}
+	}
+	if len(pages) > 0 {
+		a.listFreePages()
+	}
+}
+
+// clear marks a chunk free. Under mu.
+func (a *allocator) clear(c int64) {
+	a.used[c/64] &^= 1 << (c % 64)
+	a.free++
+}
+
+func (a *allocator) stat() (free, reserved int64) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.free, a.reserved
+}

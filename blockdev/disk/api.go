@@ -1,0 +1,226 @@
+package disk
+
+import (
+	"fmt"
+	"log/slog"
+	"time"
+
+	"github.com/holdfast-storage/holdfast"
+)
+
+// FormatOptions says what Format makes.
+type FormatOptions struct {
+	Cluster holdfast.ClusterID // required
+	Node    holdfast.NodeID    // required
+	Disk    holdfast.DiskID    // zero: a new random id
+
+	// Size is the image file's size in bytes, for a path that does not exist
+	// or is shorter. Zero: the size of what is there. Ignored on block devices.
+	Size int64
+	// WALSize in bytes, at least MinWALSize. Zero: 1/16 of the disk, at least
+	// 256 MiB and at most 2 GiB, but never more than 1/4 of the disk.
+	WALSize int64
+	// Force overwrites what Format would refuse to touch.
+	Force bool
+	// Probe says what a non-blank target holds ("ext4 file system"), or "" if
+	// it knows nothing of it. May be nil.
+	Probe func(path string) (what string, err error)
+
+	slotSize int64 // of the WAL files; zero: as the format says. For tests.
+}
+
+// Options says how Open opens.
+type Options struct {
+	// Logger; nil discards.
+	Logger *slog.Logger
+	// OnFail is called once, from its own goroutine, when the disk fails (R12).
+	// May be nil.
+	OnFail func(err error)
+	// ApplyEvery is how often committed entries are applied when nothing forces
+	// it earlier. Zero: DefaultApplyEvery. Negative: only when forced, by a WAL
+	// that fills, Apply, Checkpoint or Close.
+	ApplyEvery time.Duration
+
+	foreground bool // no background goroutine. For tests.
+}
+
+// Sizes and times.
+const (
+	// MinWALSize is the smallest WAL: four files that each hold a few
+	// operations of the largest size.
+	MinWALSize = 16 << 20
+	// DefaultApplyEvery is short against a takeover and long against a burst.
+	DefaultApplyEvery = 500 * time.Millisecond
+)
+
+// Stat is what is known of an open disk. Sizes are in bytes.
+type Stat struct {
+	Cluster   holdfast.ClusterID
+	Node      holdfast.NodeID
+	Disk      holdfast.DiskID
+	OpenCount holdfast.OpenCount // after this Open raised it, durably
+	Size      int64              // of the whole disk
+	Capacity  int64              // of the chunks, mapped or not
+	Used      int64              // of the chunks that hold data or map, or wait to be freed
+	Reserved  int64              // of the chunks that logged entries will need
+	WALSize   int64
+	WALUsed   int64
+	Replicas  int
+	// MarkedFailed: an I/O error was seen in an earlier life; nothing on this
+	// disk is ever intact again.
+	MarkedFailed bool
+	// Failed is the error that ended the disk's work in this life (R12), or nil.
+	Failed error
+}
+
+// ReplicaDesc names a replica and says how large its segment is.
+type ReplicaDesc struct {
+	Segment holdfast.SegmentID
+	Replica holdfast.ReplicaID
+	Lineage holdfast.LineageID
+	Size    int64 // bytes, a multiple of BlockSize
+}
+
+// OpType is what an entry does to its range.
+type OpType uint8
+
+// The types of entries.
+const (
+	OpWrite OpType = 1 // the range takes the payload
+	OpZero  OpType = 2 // the range reads as zeroes
+	OpTrim  OpType = 3 // the range reads as zeroes and its space is given back
+)
+
+// String returns the type's name.
+func (t OpType) String() string {
+	switch t {
+	case OpWrite:
+		return "write"
+	case OpZero:
+		return "zero"
+	case OpTrim:
+		return "trim"
+	}
+	return fmt.Sprintf("type %d", uint8(t))
+}
+
+// Entry is one sequenced mutation of a segment. Offset and Length are in bytes
+// within the segment, multiples of holdfast.BlockSize, Length above zero.
+type Entry struct {
+	Epoch  holdfast.Epoch // of the writer that sequenced it
+	Seq    holdfast.Seq
+	Commit holdfast.Seq // what the writer knew to be committed
+	Type   OpType
+	Offset int64
+	Length int64 // of a write at most holdfast.MaxOpSize
+	// CRC holds the crc32c (Castagnoli) of each block of a write; empty otherwise.
+	CRC []uint32
+	// Payload is Length bytes for a write; empty otherwise.
+	Payload []byte
+}
+
+// EpochStart says that the log's entries from First on, up to the next
+// EpochStart, are of Epoch.
+type EpochStart struct {
+	Epoch holdfast.Epoch
+	First holdfast.Seq
+}
+
+// Range is a range of bytes of a segment.
+type Range struct{ Offset, Length int64 }
+
+// Status is what a replica knows of itself.
+type Status struct {
+	ReplicaDesc
+	Fence holdfast.Epoch // the highest fence accepted, durable
+	Tail  holdfast.Seq   // last entry received
+	Dur   holdfast.Seq   // last entry durable
+	// First is the oldest entry that Entries can still return; Tail+1 if none.
+	First holdfast.Seq
+	// Commit is the highest commit this replica was told of. It may lie above
+	// Tail on a replica that is being filled.
+	Commit holdfast.Seq
+	// Applied: the chunks hold the segment as of this entry.
+	Applied holdfast.Seq
+	// Floor: the log cannot be truncated below this entry, since later bytes may be in chunks.
+	Floor holdfast.Seq
+	// Checkpoint is the applied entry of the last durable checkpoint: an
+	// InstallChunk as of an earlier one is refused.
+	Checkpoint holdfast.Seq
+	// EpochTails lists the epochs of the log, ascending, the oldest at most
+	// MaxEpochTails back.
+	EpochTails []EpochStart
+	// Intact: everything this replica ever acknowledged as received is still
+	// there (protocol, section 4).
+	Intact      bool
+	IntactEpoch holdfast.Epoch // of the last DeclareIntact
+	HintEpoch   holdfast.Epoch // highest (epoch, ISR version) it was told
+	HintISR     holdfast.ISRVersion
+	Used        int64 // bytes of mapped chunks
+	// Damaged says why this replica cannot be trusted: part of its durable log
+	// is unreadable. Nil if sound. All else that is asked of a damaged replica
+	// returns this error; it is to be deleted and rebuilt from a peer.
+	Damaged error
+	// BadRanges are ranges whose logged bytes were lost to corruption: they
+	// read as ErrIntegrity until overwritten.
+	BadRanges []Range
+}
+
+// MaxEpochTails bounds Status.EpochTails, as raft bounds a segment's history.
+const MaxEpochTails = 1000
+
+// BlockState is what is known of one block of a chunk.
+type BlockState uint8
+
+// The states of a block.
+const (
+	BlockZero   BlockState = 0 // reads as zeroes; holds no bytes
+	BlockData   BlockState = 1 // holds bytes with a checksum
+	BlockPoison BlockState = 2 // its bytes are lost: reads fail with ErrIntegrity until overwritten
+)
+
+// ChunkRef names one chunk that ever held data.
+type ChunkRef struct {
+	Index   int64        // offset in the segment divided by holdfast.ChunkSize
+	LastSeq holdfast.Seq // of the last applied entry that touched it
+	Mapped  bool         // false: all its blocks read as zeroes
+}
+
+// Chunk is one chunk as of an applied entry.
+type Chunk struct {
+	Index int64
+	// Data is holdfast.ChunkSize bytes, zero where the block's state is not
+	// BlockData; nil if no block is.
+	Data    []byte
+	CRC     [holdfast.BlocksPerChunk]uint32 // crc32c of each block of state BlockData, else 0
+	State   [holdfast.BlocksPerChunk]BlockState
+	LastSeq holdfast.Seq // as in ChunkRef
+	AsOf    holdfast.Seq // the applied entry at which the chunk had these bytes
+}
+
+// FenceError refuses a fence that is not above the present one.
+type FenceError struct{ Present, Asked holdfast.Epoch }
+
+// Error says which.
+func (e *FenceError) Error() string {
+	return fmt.Sprintf("fence at epoch %d refused: epoch %d was fenced already", e.Asked, e.Present)
+}
+
+// Is matches holdfast.ErrFenced.
+func (e *FenceError) Is(target error) bool { return target == holdfast.ErrFenced }
+
+// GapError says that the log does not hold the wanted entry: Entries was asked
+// below First, or Append was given something else than the next entry.
+type GapError struct {
+	Wanted holdfast.Seq // the entry asked for or given
+	First  holdfast.Seq // the oldest entry held (Tail+1 if none)
+	Tail   holdfast.Seq // the last entry held
+}
+
+// Error says which.
+func (e *GapError) Error() string {
+	return fmt.Sprintf("entry %d does not fit a log of entries %d to %d", e.Wanted, e.First, e.Tail)
+}
+
+// Is matches holdfast.ErrInvalid.
+func (e *GapError) Is(target error) bool { return target == holdfast.ErrInvalid }

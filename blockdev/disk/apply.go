@@ -1,0 +1,354 @@
+package disk
+
+import (
+	"context"
+	"sort"
+
+	"github.com/holdfast-storage/holdfast"
+)
+
+// maxApplyBatch bounds the entries applied at once: what a checkpoint, an
+// install or a reader of chunks may have to wait for.
+const maxApplyBatch = 512
+
+// Apply applies what may be applied of the entries up to to (R9: committed and
+// durable here) and returns what the chunks hold now. It syncs the log if that
+// is what keeps entries from being applied.
+func (r *Replica) Apply(ctx context.Context, to holdfast.Seq) (holdfast.Seq, error) {
+	if err := r.d.settleCommits([]*Replica{r}); err != nil {
+		return 0, err
+	}
+	r.d.gate.RLock()
+	defer r.d.gate.RUnlock()
+	r.applying.Lock()
+	defer r.applying.Unlock()
+	err := r.applyTo(ctx, to)
+	r.mu.RLock()
+	defer r.mu.RUnlock()
+	return r.applied, firstOf(err, r.usable())
+}
+
+// applyAll applies what may be applied of all replicas.
+func (d *Disk) applyAll() error {
+	all := d.Replicas()
+	if err := d.settleCommits(all); err != nil {
+		return err
+	}
+	for _, r := range all {
+		d.gate.RLock()
+		r.applying.Lock()
+		err := r.applyTo(context.Background(), ^holdfast.Seq(0))
+		r.applying.Unlock()
+		d.gate.RUnlock()
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// settleCommits makes the commits of replicas durable in the log, so that
+// after a crash none of them can be truncated below what its chunks hold.
+func (d *Disk) settleCommits(replicas []*Replica) error {
+	var req walRequest
+	req.class = classCommit
+	type told struct {
+		r      *Replica
+		commit holdfast.Seq
+	}
+	var tell []told
+	need := uint64(0)
+	for _, r := range replicas {
+		r.mu.Lock()
+		r.settleDurable()
+		commit := min(r.commit, r.tail)
+		if r.usable() == nil && commit > r.applied {
+			if commit > r.loggedCommit() {
+				req.recs = append(req.recs, record{typ: recCommit, replica: r.desc.Replica, epoch: r.fence, commit: commit})
+				tell = append(tell, told{r, commit})
+			}
+			if commit > r.durMark || commit > r.dur {
+				need = max(need, r.lastSerial)
+				if n := len(r.marks); n > 0 {
+					need = max(need, r.marks[n-1].serial)
+				}
+			}
+		}
+		r.mu.Unlock()
+	}
+	if len(req.recs) > 0 {
+		if err := d.wal.submit(&req); err != nil {
+			return noSpace(err)
+		}
+		for i, t := range tell {
+			t.r.mu.Lock()
+			t.r.mark(req.where[i].serial, t.commit)
+			t.r.mu.Unlock()
+			need = max(need, req.where[i].serial)
+		}
+	}
+	if need == 0 {
+		return d.failed()
+	}
+	return d.wal.sync(context.Background(), need)
+}
+
+// chunkPlan is what a batch of entries does to one chunk: the newest entry of
+// each block it touches.
+type chunkPlan struct {
+	src  [blocksPerChunk]*logEntry
+	last holdfast.Seq
+}
+
+// applyTo applies entries up to min(to, commit, dur). The caller holds gate
+// (shared) and applying.
+func (r *Replica) applyTo(ctx context.Context, to holdfast.Seq) error {
+	for {
+		if err := ctx.Err(); err != nil {
+			return holdfast.Errorf(holdfast.ErrTimeout, "apply entries of replica %v: %w", r.desc.Replica, err)
+		}
+		batch, err := r.nextBatch(to)
+		if err != nil || len(batch) == 0 {
+			return err
+		}
+		if batch[0].wide() {
+			r.applyWide(batch[0])
+			continue
+		}
+		if err := r.applyBatch(batch); err != nil {
+			return err
+		}
+	}
+}
+
+// nextBatch returns the next entries to apply: one wide one, or several others.
+func (r *Replica) nextBatch(to holdfast.Seq) ([]*logEntry, error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.deleted || r.damaged != nil {
+		return nil, nil // nothing of it is to change
+	}
+	if err := r.d.failed(); err != nil {
+		return nil, err
+	}
+	r.settleDurable()
+	to = min(to, r.commit, r.dur, r.durMark, r.limit, r.tail) // R9
+	var batch []*logEntry
+	for s := r.applied + 1; s <= to && len(batch) < maxApplyBatch; s++ {
+		e := r.index.get(s)
+		if e.wide() {
+			if len(batch) == 0 {
+				batch = append(batch, e)
+			}
+			break
+		}
+		batch = append(batch, e)
+	}
+	if n := len(batch); n > 0 {
+		r.floor = max(r.floor, batch[n-1].seq)
+	}
+	return batch, nil
+}
+
+// applyBatch brings entries into the chunks. Until applied is raised, readers
+// find all blocks that it touches in the log, so they never see a half-written one.
+func (r *Replica) applyBatch(batch []*logEntry) error {
+	plans := map[int64]*chunkPlan{}
+	for _, e := range batch {
+		for b := e.off / blockSize; b < (e.off+e.length)/blockSize; b++ {
+			c := b / blocksPerChunk
+			p := plans[c]
+			if p == nil {
+				p = &chunkPlan{}
+				plans[c] = p
+			}
+			p.last = e.seq
+			p.src[b%blocksPerChunk] = e
+		}
+	}
+	chunks := make([]int64, 0, len(plans))
+	for c := range plans {
+		chunks = append(chunks, c)
+	}
+	sort.Slice(chunks, func(i, j int) bool { return chunks[i] < chunks[j] })
+	entries := make([]chunkEntry, len(chunks))
+	last := batch[len(batch)-1].seq
+	buf := r.d.buffer()
+	defer r.d.buffers.Put(buf)
+	for i, c := range chunks {
+		e := r.tree.get(c)
+		if err := r.applyChunk(*buf, c, &e, plans[c]); err != nil {
+			return err
+		}
+		entries[i] = e
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for i, c := range chunks {
+		r.setChunk(c, entries[i], last)
+	}
+	r.applied = last
+	return nil
+}
+
+// applyChunk writes a plan's blocks into their chunk, which it allocates if
+// need be, and changes e to match.
+func (r *Replica) applyChunk(buf []byte, chunk int64, e *chunkEntry, p *chunkPlan) error {
+	needs := false
+	for _, src := range p.src {
+		needs = needs || src != nil && src.typ == recWrite && src.seq > e.asOf
+	}
+	if needs && e.typ != chunkMapped {
+		if err := r.mapChunk(chunk, e); err != nil {
+			return err
+		}
+	}
+	dirty, err := r.merge(buf, chunk, e, p)
+	if err != nil {
+		return err
+	}
+	if p.last > e.asOf && e.typ != chunkAbsent {
+		e.lastSeq = max(e.lastSeq, p.last)
+	}
+	return r.d.writeBlocks(buf, e.phys, dirty)
+}
+
+// mapChunk gives an unmapped chunk its place.
+func (r *Replica) mapChunk(chunk int64, e *chunkEntry) error {
+	r.mu.Lock()
+	_, promised := r.reserved[chunk]
+	delete(r.reserved, chunk)
+	r.mu.Unlock()
+	phys, err := r.d.alloc.take(promised)
+	if err != nil {
+		if promised {
+			r.mu.Lock()
+			r.reserved[chunk] = struct{}{}
+			r.mu.Unlock()
+		}
+		return holdfast.Errorf(holdfast.ErrNoSpace, "map chunk %d of replica %v: %w", chunk, r.desc.Replica, err)
+	}
+	*e = chunkEntry{typ: chunkMapped, phys: phys, lastSeq: e.lastSeq, asOf: e.asOf}
+	return nil
+}
+
+// merge reads the payloads of a plan's blocks into buf, sets their states and
+// crcs in e, and returns which blocks of buf are to be written.
+func (r *Replica) merge(buf []byte, chunk int64, e *chunkEntry, p *chunkPlan) (dirty [blocksPerChunk]bool, err error) {
+	for i := int64(0); i < blocksPerChunk; i++ {
+		src := p.src[i]
+		if src == nil || src.seq <= e.asOf {
+			continue
+		}
+		if src.typ != recWrite {
+			e.setState(i, BlockZero)
+			e.crc[i] = 0
+			continue
+		}
+		n := int64(1) // blocks of the same entry in a row
+		for i+n < blocksPerChunk && p.src[i+n] == src {
+			n++
+		}
+		from := chunk*blocksPerChunk + i - src.off/blockSize
+		part := buf[i*blockSize : (i+n)*blockSize]
+		state := BlockData
+		if err := r.readPayload(part, src, from); err != nil {
+			if holdfast.KindOf(err) != holdfast.ErrIntegrity {
+				return dirty, r.d.fail(err)
+			}
+			r.d.log.Error("logged bytes lost", "replica", r.desc.Replica.String(), "seq", uint64(src.seq), "chunk", chunk, "error", err)
+			state = BlockPoison
+		}
+		for k := i; k < i+n; k++ {
+			e.setState(k, state)
+			e.crc[k] = 0
+			if state == BlockData {
+				e.crc[k] = src.crc[from+k-i]
+				dirty[k] = true
+			}
+		}
+		i += n - 1
+	}
+	return dirty, nil
+}
+
+// writeBlocks writes blocks of a chunk buffer, runs at a time.
+func (d *Disk) writeBlocks(buf []byte, phys uint32, dirty [blocksPerChunk]bool) error {
+	if err := d.failed(); err != nil {
+		return err
+	}
+	for i := int64(0); i < blocksPerChunk; i++ {
+		if !dirty[i] {
+			continue
+		}
+		n := i + 1
+		for n < blocksPerChunk && dirty[n] {
+			n++
+		}
+		if _, err := d.base.WriteAt(buf[i*blockSize:n*blockSize], d.chunkOffset(phys)+i*blockSize); err != nil {
+			return d.fail(holdfast.Errorf(holdfast.ErrIO, "write chunk %d: %w", phys, err))
+		}
+		i = n
+	}
+	return nil
+}
+
+// setChunk puts an entry into the map as of an applied seq. A chunk that holds
+// nothing any more is given back, unless a logged write waits for it. Under mu.
+func (r *Replica) setChunk(chunk int64, e chunkEntry, applied holdfast.Seq) {
+	if e.typ == chunkAbsent {
+		return // zeroes upon zeroes
+	}
+	if e.typ == chunkMapped && e.states == 0 && !r.writePending(chunk, applied) {
+		r.d.alloc.later(e.phys)
+		e = chunkEntry{typ: chunkZero, lastSeq: e.lastSeq, asOf: e.asOf}
+	}
+	r.tree.set(chunk, e)
+}
+
+// writePending reports whether a write above applied that is logged, or is
+// being logged, counts on the chunk being mapped. Under mu.
+func (r *Replica) writePending(chunk int64, applied holdfast.Seq) bool {
+	if r.index.writtenAbove(chunk, applied) {
+		return true
+	}
+	for i := range r.inflight {
+		e := &r.inflight[i]
+		if e.Type == OpWrite && e.Offset/chunkSize <= chunk && chunk <= (e.Offset+e.Length-1)/chunkSize {
+			return true
+		}
+	}
+	return false
+}
+
+// applyWide zeroes a long range: it touches no bytes, only the map.
+func (r *Replica) applyWide(e *logEntry) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	firstBlock, endBlock := e.off/blockSize, (e.off+e.length)/blockSize
+	from, to := firstBlock/blocksPerChunk, (endBlock+blocksPerChunk-1)/blocksPerChunk
+	changed := map[int64]chunkEntry{}
+	r.tree.each(from, to, func(c int64, old *chunkEntry) {
+		if old.typ != chunkMapped || e.seq <= old.asOf {
+			if old.typ == chunkZero && e.seq > old.asOf {
+				n := *old
+				n.lastSeq = max(n.lastSeq, e.seq)
+				changed[c] = n
+			}
+			return
+		}
+		n := *old
+		for i := int64(0); i < blocksPerChunk; i++ {
+			if b := c*blocksPerChunk + i; b >= firstBlock && b < endBlock {
+				n.setState(i, BlockZero)
+				n.crc[i] = 0
+			}
+		}
+		n.lastSeq = max(n.lastSeq, e.seq)
+		changed[c] = n
+	})
+	for c, n := range changed {
+		r.setChunk(c, n, e.seq)
+	}
+	r.applied = e.seq
+}

@@ -1,0 +1,384 @@
+package disk
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"math"
+	"sort"
+
+	"github.com/holdfast-storage/holdfast"
+	"github.com/holdfast-storage/holdfast/blockdev/vfs"
+)
+
+// Checkpoint applies what may be applied and writes a checkpoint, durable on
+// return: WAL space is free again as far as its entries are applied.
+func (d *Disk) Checkpoint(ctx context.Context) error {
+	if err := ctx.Err(); err != nil {
+		return holdfast.Errorf(holdfast.ErrTimeout, "checkpoint: %w", err)
+	}
+	return d.checkpoint(nil, true)
+}
+
+// reclaim makes room in a full log for the holder of a replica's order. Who finds that another's checkpoint made
+// room meanwhile does nothing.
+func (d *Disk) reclaim(held *Replica) error {
+	before := d.wal.used()
+	d.passes.Lock()
+	defer d.passes.Unlock()
+	if d.wal.used() < before {
+		return d.failed()
+	}
+	return d.checkpointLocked(held, false)
+}
+
+func (d *Disk) checkpoint(held *Replica, always bool) error {
+	d.passes.Lock()
+	defer d.passes.Unlock()
+	return d.checkpointLocked(held, always)
+}
+
+// checkpointLocked applies, then writes the changed map pages to new places,
+// the directory of replicas, and the CKPT record that refers to it:
+//
+//	apply -> map pages and directory -> sync of chunks and map -> CKPT -> sync
+//	of the log -> what the old checkpoint alone referred to is free
+//
+// Appends and reads go on all the while; changes of maps wait. Unless always is
+// set, a checkpoint that would free no part of the log is not written: it would
+// only use the reserve up.
+func (d *Disk) checkpointLocked(held *Replica, always bool) error {
+	if err := d.applyAll(); err != nil {
+		return err
+	}
+	if err := d.relogOld(held); err != nil {
+		return err
+	}
+	if !always && !d.wal.frees(d.neededFrom()) {
+		return nil
+	}
+	d.gate.Lock()
+	body, views, chunks, pages, err := d.writeMaps()
+	if err == nil {
+		err = d.commitCheckpoint(body)
+	}
+	if err == nil {
+		for _, v := range views {
+			v.r.mu.Lock()
+			v.r.ckpt = v.applied
+			v.r.index.settle(v.applied, v.r.dropPromise)
+			v.r.mu.Unlock()
+		}
+	}
+	d.gate.Unlock()
+	if err != nil {
+		d.alloc.keepWaiting(chunks, pages)
+		return err
+	}
+	d.wal.recycle(body.replayFrom)
+	d.punch(chunks)
+	d.alloc.settled(chunks, pages)
+	return d.failed()
+}
+
+// view is one replica as a checkpoint has it.
+type view struct {
+	r       *Replica
+	applied holdfast.Seq
+	bytes   []byte
+}
+
+// writeMaps writes and syncs the maps and the directory. The caller holds gate
+// exclusively.
+func (d *Disk) writeMaps() (ckptBody, []view, []uint32, []int64, error) {
+	upTo := d.wal.written()
+	body := ckptBody{page: -1, replayFrom: upTo + 1, upTo: upTo}
+	store := &pageWriter{d: d}
+	var views []view
+	for _, r := range d.Replicas() {
+		root, err := r.tree.save(store, d.seed)
+		if err != nil {
+			return body, nil, nil, nil, d.fail(err)
+		}
+		v := view{r: r}
+		r.mu.Lock()
+		v.applied = r.applied
+		v.bytes = r.encodeState(root, upTo)
+		body.replayFrom = min(body.replayFrom, r.needsFrom())
+		r.mu.Unlock()
+		views = append(views, v)
+	}
+	if err := d.writeDirectory(store, views, &body); err != nil {
+		return body, nil, nil, nil, d.fail(err)
+	}
+	chunks, pages := d.alloc.capture()
+	if err := store.flush(); err != nil {
+		return body, nil, nil, nil, d.fail(err)
+	}
+	if err := d.base.Sync(); err != nil {
+		return body, nil, nil, nil, d.fail(holdfast.Errorf(holdfast.ErrIO, "sync chunks and map: %w", err))
+	}
+	return body, views, chunks, pages, nil
+}
+
+// neededFrom is the first record that a checkpoint now would leave to be replayed.
+func (d *Disk) neededFrom() uint64 {
+	from := d.wal.written() + 1
+	for _, r := range d.Replicas() {
+		r.mu.RLock()
+		from = min(from, r.needsFrom())
+		r.mu.RUnlock()
+	}
+	return from
+}
+
+// needsFrom is the first record that recovery must see to find this replica's
+// log again. Under mu.
+func (r *Replica) needsFrom() uint64 {
+	from := uint64(math.MaxUint64)
+	if r.submitting {
+		from = r.submitLow + 1
+	}
+	for s := r.applied + 1; s <= r.tail; s++ {
+		from = min(from, r.index.get(s).serial)
+	}
+	return from
+}
+
+// commitCheckpoint writes the CKPT record and makes it durable.
+func (d *Disk) commitCheckpoint(body ckptBody) error {
+	_, err := d.control(classCkpt, record{typ: recCkpt, extra: body.encode()})
+	if err != nil {
+		return holdfast.Errorf(holdfast.KindOf(err), "write the checkpoint: %w", err)
+	}
+	return nil
+}
+
+// punch gives the space of freed chunks back, in runs. Only now may they be
+// reused: a later punch would destroy what is written there.
+func (d *Disk) punch(chunks []uint32) {
+	const maxRun = 16 << 20 / chunkSize // a longer one would hold up the file system
+	sort.Slice(chunks, func(i, j int) bool { return chunks[i] < chunks[j] })
+	for i := 0; i < len(chunks); {
+		n := 1
+		for i+n < len(chunks) && n < maxRun && chunks[i+n] == chunks[i]+uint32(n) {
+			n++
+		}
+		err := d.main.PunchHole(d.chunkOffset(chunks[i]), int64(n)*chunkSize)
+		if errors.Is(err, errors.ErrUnsupported) {
+			return
+		}
+		if err != nil {
+			_ = d.fail(holdfast.Errorf(holdfast.ErrIO, "give chunk %d back: %w", chunks[i], err))
+			return
+		}
+		i += n
+	}
+}
+
+// pageWriter collects map pages and writes them in runs.
+type pageWriter struct {
+	d     *Disk
+	pages []placedPage
+}
+
+type placedPage struct {
+	page int64
+	b    []byte
+}
+
+func (w *pageWriter) buffer() []byte { return make([]byte, pageSize) }
+
+func (w *pageWriter) put(b []byte) (int64, error) {
+	p, err := w.d.alloc.page()
+	if err != nil {
+		return 0, err
+	}
+	w.pages = append(w.pages, placedPage{p, b})
+	if len(w.pages) == maxHeldPages {
+		return p, w.flush()
+	}
+	return p, nil
+}
+
+// maxHeldPages bounds the memory of a checkpoint: 16 MiB.
+const maxHeldPages = 4096
+
+func (w *pageWriter) drop(page int64) { w.d.alloc.laterPage(page) }
+
+func (w *pageWriter) flush() error {
+	sort.Slice(w.pages, func(i, j int) bool { return w.pages[i].page < w.pages[j].page })
+	buf := vfs.AlignedBuffer(chunkSize)
+	for i := 0; i < len(w.pages); {
+		n := 0
+		for i+n < len(w.pages) && n < pagesPerChunk && w.pages[i+n].page == w.pages[i].page+int64(n) {
+			copy(buf[n*pageSize:], w.pages[i+n].b)
+			n++
+		}
+		if _, err := w.d.base.WriteAt(buf[:n*pageSize], w.d.pageOffset(w.pages[i].page)); err != nil {
+			return holdfast.Errorf(holdfast.ErrIO, "write map page %d: %w", w.pages[i].page, err)
+		}
+		i += n
+	}
+	w.pages = w.pages[:0]
+	return nil
+}
+
+func (d *Disk) pageOffset(page int64) int64 { return d.super.dataOffset + page*pageSize }
+
+// The directory is the replicas' states one after the other, cut into pages of
+// level 0xffff; each begins with the number and crc of the next (-1: none) in
+// 16 bytes, as an interior entry. It is written from the last page to the first.
+const dirPayload = pageSize - pageHead - nodeEntry
+
+func (d *Disk) writeDirectory(store *pageWriter, views []view, body *ckptBody) error {
+	for _, p := range d.dirPages {
+		store.drop(p)
+	}
+	var all []byte
+	for _, v := range views {
+		all = append(all, v.bytes...)
+	}
+	body.replicas = uint64(len(views))
+	next := noPage
+	var used []int64
+	for i := (len(all)+dirPayload-1)/dirPayload - 1; i >= 0; i-- {
+		part := all[i*dirPayload : min(len(all), (i+1)*dirPayload)]
+		b := store.buffer()
+		binary.LittleEndian.PutUint64(b[pageHead:], uint64(next.page))
+		binary.LittleEndian.PutUint32(b[pageHead+8:], next.crc)
+		copy(b[pageHead+nodeEntry:], part)
+		crc := encodePageHead(b, holdfast.ReplicaID{}, levelDir, int64(i), len(part), d.seed)
+		page, err := store.put(b)
+		if err != nil {
+			return err
+		}
+		next = pageRef{page, crc}
+		used = append(used, page)
+	}
+	d.dirPages = used
+	body.page, body.crc = next.page, next.crc
+	return nil
+}
+
+// encodeState writes a replica's state, little-endian, as of all its records
+// up to walSerial seen. Under mu.
+//
+//	  0  4  length of the whole
+//	  4 16  replica
+//	 20 48  descriptor, as in CREATE
+//	 68  8  fence
+//	 76  8  commit
+//	 84  8  ckptSeq: what the map holds
+//	 92  8  tail
+//	100  8  hint: epoch
+//	108  8  hint: ISR version
+//	116  8  intact: epoch
+//	124  8  intact: identity of the files
+//	132 40  intact: boot id, text, zero padded
+//	172  8  walSerial seen
+//	180  4  flags: 1 damaged, 2 intact declared
+//	184 16  root of the map, as an interior entry
+//	200  4  key id (0: none)
+//	204  4  number of epoch tails
+//	208     epoch u64, first seq u64, ...
+const stateFixed = 208
+
+const (
+	stateDamaged = 1
+	stateIntact  = 2
+)
+
+func (r *Replica) encodeState(root pageRef, upTo uint64) []byte {
+	var tails []EpochStart
+	for _, t := range r.tails {
+		if t.First <= r.applied { // later ones follow from the log
+			tails = append(tails, t)
+		}
+	}
+	b := make([]byte, stateFixed+16*len(tails))
+	le := binary.LittleEndian
+	le.PutUint32(b, uint32(len(b)))
+	copy(b[4:], r.desc.Replica[:])
+	copy(b[20:], encodeDesc(r.desc))
+	le.PutUint64(b[68:], uint64(r.fence))
+	le.PutUint64(b[76:], uint64(r.commit))
+	le.PutUint64(b[84:], uint64(r.applied))
+	le.PutUint64(b[92:], uint64(r.tail))
+	le.PutUint64(b[100:], uint64(r.hintEpoch))
+	le.PutUint64(b[108:], uint64(r.hintISR))
+	le.PutUint64(b[116:], uint64(r.intactEpoch))
+	le.PutUint64(b[124:], r.intactFiles)
+	copy(b[132:172], r.intactBoot)
+	seen := r.lastSerial
+	if !r.submitting {
+		seen = max(seen, upTo)
+	}
+	le.PutUint64(b[172:], seen)
+	flags := uint32(0)
+	if r.damaged != nil {
+		flags |= stateDamaged
+	}
+	if r.intact {
+		flags |= stateIntact
+	}
+	le.PutUint32(b[180:], flags)
+	le.PutUint64(b[184:], uint64(root.page))
+	le.PutUint32(b[192:], root.crc)
+	le.PutUint32(b[204:], uint32(len(tails)))
+	for i, t := range tails {
+		le.PutUint64(b[stateFixed+16*i:], uint64(t.Epoch))
+		le.PutUint64(b[stateFixed+16*i+8:], uint64(t.First))
+	}
+	return b
+}
+
+// savedState is what encodeState wrote.
+type savedState struct {
+	r    *Replica
+	tail holdfast.Seq
+	seen uint64
+	root pageRef
+}
+
+func (d *Disk) decodeState(b []byte) (*savedState, int, error) {
+	bad := holdfast.Errorf(holdfast.ErrIntegrity, "the directory of replicas contradicts itself")
+	le := binary.LittleEndian
+	if len(b) < stateFixed {
+		return nil, 0, bad
+	}
+	n, tails := int64(le.Uint32(b)), int64(le.Uint32(b[204:]))
+	if tails > MaxEpochTails || n != stateFixed+16*tails || n > int64(len(b)) {
+		return nil, 0, bad
+	}
+	desc, ok := decodeDesc(holdfast.ReplicaID(b[4:20]), b[20:68])
+	if !ok {
+		return nil, 0, bad
+	}
+	r := newReplica(d, desc)
+	r.fence = holdfast.Epoch(le.Uint64(b[68:]))
+	r.commit = holdfast.Seq(le.Uint64(b[76:]))
+	r.ckpt = holdfast.Seq(le.Uint64(b[84:]))
+	r.hintEpoch, r.hintISR = holdfast.Epoch(le.Uint64(b[100:])), holdfast.ISRVersion(le.Uint64(b[108:]))
+	r.intactEpoch, r.intactFiles, r.intactBoot = holdfast.Epoch(le.Uint64(b[116:])), le.Uint64(b[124:]), text(b[132:172])
+	flags := le.Uint32(b[180:])
+	if flags&stateDamaged != 0 {
+		r.damaged = damagedEarlier(desc.Replica)
+	}
+	r.intact = flags&stateIntact != 0
+	s := &savedState{
+		r: r, tail: holdfast.Seq(le.Uint64(b[92:])), seen: le.Uint64(b[172:]),
+		root: pageRef{int64(le.Uint64(b[184:])), le.Uint32(b[192:])},
+	}
+	for i := range tails {
+		r.tails = append(r.tails, EpochStart{
+			holdfast.Epoch(le.Uint64(b[stateFixed+16*i:])), holdfast.Seq(le.Uint64(b[stateFixed+16*i+8:])),
+		})
+	}
+	return s, int(n), nil
+}
+
+func damagedEarlier(id holdfast.ReplicaID) error {
+	return holdfast.Errorf(holdfast.ErrIntegrity, "replica %v: part of its durable log was found unreadable in an earlier run", id).
+		WithRemedy("delete it and let it be rebuilt from a peer")
+}

@@ -1,0 +1,580 @@
+package disk
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"slices"
+	"strconv"
+	"testing"
+
+	"github.com/holdfast-storage/holdfast"
+	"github.com/holdfast-storage/holdfast/blockdev/vfs"
+)
+
+// The model: the disk's operations are one sequence, in the order of their
+// records in the log. After a crash the disk must be, as a whole, in the state
+// after some first part of that sequence, which holds at least everything that
+// was durable; after the death of the process alone, everything received.
+
+const (
+	modelBlocks   = 48 + 5 // of each replica: three chunks and a bit
+	modelReplicas = 3
+)
+
+// modelBlock is one block's content and the entry that put it there.
+type modelBlock struct {
+	id  uint64 // 0: zeroes
+	seq holdfast.Seq
+}
+
+type modelContent [modelBlocks]modelBlock
+
+// modelReplica is never changed once it is in a state.
+type modelReplica struct {
+	exists  bool
+	fence   holdfast.Epoch
+	base    holdfast.Seq // hist[0] is the content as of this entry
+	hist    []*modelContent
+	log     []modelEntry // log[i] is entry base+1+i
+	hint    holdfast.ISRVersion
+	intact  bool
+	created byte // each life of a replica has another id
+}
+
+type modelEntry struct {
+	epoch    holdfast.Epoch
+	typ      OpType
+	off, len int64
+	id       uint64
+}
+
+func (m *modelReplica) tail() holdfast.Seq { return m.base + holdfast.Seq(len(m.log)) }
+
+func (m modelReplica) with(change func(*modelReplica)) *modelReplica {
+	m.hist, m.log = slices.Clone(m.hist), slices.Clone(m.log)
+	change(&m)
+	return &m
+}
+
+type modelState [modelReplicas]*modelReplica
+
+// world is a disk, its model and the crashes to be looked at.
+type world struct {
+	t       *testing.T
+	rng     *rand.Rand
+	fs      *vfs.Memory
+	d       *Disk
+	states  []modelState                // after each record
+	durable int                         // the state that cannot be lost any more
+	done    int                         // the last state whose operation has returned
+	commits [modelReplicas]holdfast.Seq // told to the present replicas
+	nextID  uint64
+	life    byte
+	crashes int
+	looked  int
+	trace   []string // the last operations
+}
+
+func (w *world) now() modelState { return w.states[len(w.states)-1] }
+
+// expect appends the state after one more record.
+func (w *world) expect(i int, m *modelReplica) {
+	s := w.now()
+	s[i] = m
+	w.states = append(w.states, s)
+}
+
+func (w *world) descOf(i int, m *modelReplica) ReplicaDesc {
+	d := testDesc(byte(i), modelBlocks*blockSize)
+	d.Replica[2] = m.created
+	return d
+}
+
+func (w *world) replica(i int) *Replica {
+	r, ok := w.d.Replica(w.descOf(i, w.now()[i]).Replica)
+	if !ok {
+		w.t.Fatalf("replica %d is gone", i)
+	}
+	return r
+}
+
+func blockOf(id uint64) []byte {
+	p := make([]byte, blockSize)
+	if id != 0 {
+		for i := 0; i < blockSize; i += 512 {
+			binary.LittleEndian.PutUint64(p[i:], id)
+		}
+	}
+	return p
+}
+
+// look opens what a crash now would leave, in a copy, and compares.
+func (w *world) look(fs *vfs.Memory, least int, kill bool) {
+	w.t.Helper()
+	w.looked++
+	d, err := Open(w.t.Context(), fs, testPath, Options{foreground: true})
+	if err != nil {
+		w.t.Fatalf("open after crash %d: %v", w.looked, err)
+	}
+	w.match(d, least, kill)
+	d.closeFiles()
+}
+
+// match returns the state that the disk is in.
+func (w *world) match(d *Disk, least int, kill bool) int {
+	w.t.Helper()
+	var why []string
+	for k := len(w.states) - 1; k >= least; k-- {
+		diff := w.differs(d, w.states[k], kill)
+		if diff == "" {
+			return k
+		}
+		why = append(why, fmt.Sprintf("state %d: %s", k, diff))
+	}
+	w.t.Logf("the last operations: %q", w.trace[max(0, len(w.trace)-12):])
+	w.t.Fatalf("the disk is in none of the states %d to %d (kill %v): %q", least, len(w.states)-1, kill, why[max(0, len(why)-12):])
+	return 0
+}
+
+func (w *world) differs(d *Disk, s modelState, kill bool) string {
+	n := 0
+	for i, m := range s {
+		if m == nil || !m.exists {
+			continue
+		}
+		n++
+		r, ok := d.Replica(w.descOf(i, m).Replica)
+		if !ok {
+			return fmt.Sprintf("replica %d is missing", i)
+		}
+		st := r.Status()
+		switch {
+		case st.Damaged != nil:
+			return fmt.Sprintf("replica %d: %v", i, st.Damaged)
+		case st.Fence != m.fence || st.Tail != m.tail() || st.Dur != m.tail():
+			return fmt.Sprintf("replica %d: fence %d tail %d dur %d, want %d %d", i, st.Fence, st.Tail, st.Dur, m.fence, m.tail())
+		case st.HintISR != m.hint:
+			return fmt.Sprintf("replica %d: hint %d, want %d", i, st.HintISR, m.hint)
+		case st.Intact != (m.intact && kill):
+			return fmt.Sprintf("replica %d: intact %v, want %v", i, st.Intact, m.intact && kill)
+		}
+		if diff := w.readAll(r, m.hist[len(m.hist)-1]); diff != "" {
+			return fmt.Sprintf("replica %d at %d: %s", i, st.Tail, diff)
+		}
+		if diff := checkChunks(r, m); diff != "" {
+			return fmt.Sprintf("replica %d: %s", i, diff)
+		}
+		if diff := checkEntries(r, m, st); diff != "" {
+			return fmt.Sprintf("replica %d: %s", i, diff)
+		}
+	}
+	if got := len(d.Replicas()); got != n {
+		return fmt.Sprintf("%d replicas, want %d", got, n)
+	}
+	return ""
+}
+
+func (w *world) readAll(r *Replica, want *modelContent) string {
+	p := make([]byte, modelBlocks*blockSize)
+	if err := r.ReadAt(p, 0); err != nil {
+		return err.Error()
+	}
+	for b := range want {
+		if got := binary.LittleEndian.Uint64(p[b*blockSize+512:]); got != want[b].id {
+			return fmt.Sprintf("block %d has %d, want %d", b, got, want[b].id)
+		}
+	}
+	return ""
+}
+
+// checkChunks compares what a copy of the replica would be made of.
+func checkChunks(r *Replica, m *modelReplica) string {
+	for i := int64(0); i*blocksPerChunk < modelBlocks; i++ {
+		c, err := r.ReadChunk(i)
+		if err != nil {
+			return err.Error()
+		}
+		if c.AsOf < m.base || c.AsOf > m.tail() {
+			return fmt.Sprintf("chunk %d is as of %d, outside %d to %d", i, c.AsOf, m.base, m.tail())
+		}
+		for k, s := range c.State {
+			got, b := uint64(0), i*blocksPerChunk+int64(k)
+			if s == BlockData {
+				got = binary.LittleEndian.Uint64(c.Data[k*blockSize:])
+			}
+			if b < modelBlocks && got != m.hist[c.AsOf-m.base][b].id {
+				return fmt.Sprintf("block %d of chunk %d as of %d has %d, want %d", k, i, c.AsOf, got, m.hist[c.AsOf-m.base][b].id)
+			}
+		}
+	}
+	return ""
+}
+
+func checkEntries(r *Replica, m *modelReplica, st Status) string {
+	for q := max(st.First, m.base+1); q <= st.Tail; {
+		es, err := r.Entries(q, 256<<10)
+		if err != nil {
+			return fmt.Sprintf("entries from %d: %v", q, err)
+		}
+		for _, e := range es {
+			want := m.log[e.Seq-m.base-1]
+			if e.Seq != q || e.Epoch != want.epoch || e.Type != want.typ || e.Offset != want.off || e.Length != want.len ||
+				e.Type == OpWrite && binary.LittleEndian.Uint64(e.Payload) != want.id {
+				return fmt.Sprintf("entry %d is not what was logged as %d", e.Seq, q)
+			}
+			q++
+		}
+	}
+	return ""
+}
+
+// step does one random operation.
+func (w *world) step() {
+	w.t.Helper()
+	i := w.rng.IntN(modelReplicas)
+	m := w.now()[i]
+	if m == nil || !m.exists {
+		w.create(i)
+		return
+	}
+	n := w.rng.IntN(100)
+	w.trace = append(w.trace, fmt.Sprintf("replica %d at %d: %d (state %d)", i, m.tail(), n, len(w.states)-1))
+	switch {
+	case n < 50:
+		w.append(i)
+	case n < 60:
+		w.sync(i)
+	case n < 70:
+		w.commit(i)
+	case n < 74:
+		w.fence(i)
+	case n < 79:
+		w.truncate(i)
+	case n < 84:
+		w.apply(i)
+	case n < 88:
+		w.checkpoint()
+	case n < 93:
+		w.install(i)
+	case n < 95:
+		w.rebase(i)
+	case n < 97:
+		w.hint(i)
+	case n < 99:
+		w.intact(i)
+	default:
+		w.delete(i)
+	}
+	w.done = len(w.states) - 1
+}
+
+func (w *world) must(what string, err error) {
+	w.t.Helper()
+	if err != nil {
+		w.t.Fatalf("%s: %v", what, err)
+	}
+}
+
+// settled notes that everything so far is durable.
+func (w *world) settled() { w.durable = len(w.states) - 1 }
+
+func (w *world) create(i int) {
+	w.life++
+	m := &modelReplica{exists: true, hist: []*modelContent{{}}, created: w.life}
+	w.expect(i, m)
+	w.commits[i] = 0
+	_, err := w.d.CreateReplica(w.descOf(i, m))
+	w.must("create", err)
+	w.settled()
+}
+
+func (w *world) delete(i int) {
+	m := w.now()[i]
+	w.expect(i, &modelReplica{created: m.created})
+	w.must("delete", w.d.DeleteReplica(w.descOf(i, m).Replica))
+	w.settled()
+}
+
+func (w *world) append(i int) {
+	r, m := w.replica(i), w.now()[i]
+	var entries []Entry
+	before := len(w.states)
+	for range 1 + w.rng.IntN(5) {
+		first := w.rng.IntN(modelBlocks)
+		n := 1 + w.rng.IntN(min(modelBlocks-first, 20))
+		w.nextID++
+		e := Entry{Epoch: m.fence, Seq: m.tail() + 1, Commit: w.commits[i], Type: OpWrite, Offset: int64(first) * blockSize, Length: int64(n) * blockSize}
+		id := w.nextID
+		switch w.rng.IntN(10) {
+		case 0:
+			e.Type, id = OpZero, 0
+		case 1:
+			e.Type, id = OpTrim, 0
+		case 2: // wide ones are those above 1 MiB in the real thing; whole ones here
+			e.Type, id, e.Offset, e.Length = OpTrim, 0, 0, modelBlocks*blockSize
+			first, n = 0, modelBlocks
+		default:
+			for range n {
+				e.Payload = append(e.Payload, blockOf(id)...)
+			}
+			e.CRC = crcsOf(e.Payload)
+		}
+		m = m.with(func(m *modelReplica) {
+			c := *m.hist[len(m.hist)-1]
+			for b := first; b < first+n; b++ {
+				c[b] = modelBlock{id, e.Seq}
+			}
+			m.hist = append(m.hist, &c)
+			m.log = append(m.log, modelEntry{e.Epoch, e.Type, e.Offset, e.Length, id})
+		})
+		w.expect(i, m)
+		entries = append(entries, e)
+	}
+	err := r.Append(entries)
+	if errors.Is(err, holdfast.ErrNoSpace) { // what was not logged never was
+		logged := int(r.Status().Tail - (entries[0].Seq - 1))
+		w.states = w.states[:before+logged]
+		for i := range w.now() {
+			if m := w.now()[i]; m != nil && m.exists {
+				w.commit(i)
+			}
+		}
+		w.checkpoint()
+		return
+	}
+	w.must("append", err)
+}
+
+func (w *world) sync(i int) {
+	r, m := w.replica(i), w.now()[i]
+	dur, err := r.Sync(w.t.Context())
+	w.must("sync", err)
+	if dur != m.tail() {
+		w.t.Fatalf("durable up to %d, want %d", dur, m.tail())
+	}
+	if w.now()[i] == m {
+		// Records of other replicas behind this one's last may not be durable;
+		// the state before them is the least.
+		for k := len(w.states) - 1; k >= w.durable; k-- {
+			if k == 0 || w.states[k-1][i] != m {
+				w.durable = max(w.durable, k)
+				break
+			}
+		}
+	}
+}
+
+// commit is what the writer says once all copies are durable: never more than that.
+func (w *world) commit(i int) {
+	w.sync(i)
+	r, m := w.replica(i), w.now()[i]
+	w.commits[i] += holdfast.Seq(w.rng.IntN(int(m.tail()-w.commits[i]) + 1))
+	r.SetCommit(w.commits[i])
+}
+
+func (w *world) fence(i int) {
+	r, m := w.replica(i), w.now()[i]
+	epoch := m.fence + 1 + holdfast.Epoch(w.rng.IntN(3))
+	w.expect(i, m.with(func(m *modelReplica) { m.fence = epoch }))
+	w.must("fence", r.Fence(epoch))
+	var refused *FenceError
+	if err := r.Fence(epoch); !errors.As(err, &refused) || refused.Present != epoch {
+		w.t.Fatalf("the same fence again: got %v", err)
+	}
+	w.settled()
+}
+
+func (w *world) truncate(i int) {
+	r, m := w.replica(i), w.now()[i]
+	low := min(max(w.commits[i], m.base, r.Status().Floor), m.tail())
+	to := low + holdfast.Seq(w.rng.IntN(int(m.tail()-low)+1))
+	if to < m.tail() {
+		w.expect(i, m.with(func(m *modelReplica) {
+			m.hist, m.log = m.hist[:to-m.base+1], m.log[:to-m.base]
+		}))
+	}
+	w.must("truncate", r.Truncate(to))
+	if to < m.tail() {
+		w.settled()
+	}
+}
+
+func (w *world) apply(i int) {
+	_, err := w.replica(i).Apply(w.t.Context(), w.now()[i].tail())
+	w.must("apply", err)
+}
+
+func (w *world) checkpoint() {
+	w.must("checkpoint", w.d.Checkpoint(w.t.Context()))
+	w.settled()
+}
+
+func (w *world) install(i int) {
+	r, m := w.replica(i), w.now()[i]
+	st := r.Status()
+	low, high := max(st.Checkpoint, m.base), max(w.commits[i], m.base)
+	if low > high {
+		return
+	}
+	asOf := low + holdfast.Seq(w.rng.IntN(int(high-low)+1))
+	c := Chunk{Index: int64(w.rng.IntN((modelBlocks + 15) / 16)), LastSeq: asOf, AsOf: asOf}
+	if old := r.tree.get(c.Index); old.asOf > asOf {
+		return
+	}
+	ids := map[int64]uint64{}
+	if w.rng.IntN(4) > 0 {
+		c.Data = make([]byte, chunkSize)
+		for k := range c.State {
+			b := c.Index*blocksPerChunk + int64(k)
+			if w.rng.IntN(3) > 0 && b < modelBlocks {
+				w.nextID++
+				ids[b] = w.nextID
+				c.State[k] = BlockData
+				copy(c.Data[k*blockSize:], blockOf(w.nextID))
+				c.CRC[k] = crcsOf(blockOf(w.nextID))[0]
+			}
+		}
+	}
+	w.expect(i, m.with(func(m *modelReplica) {
+		for q := m.base; q <= m.tail(); q++ { // a rebase may make an earlier one the base
+			h := *m.hist[q-m.base]
+			for b := c.Index * blocksPerChunk; b < (c.Index+1)*blocksPerChunk && b < modelBlocks; b++ {
+				if h[b].seq <= asOf {
+					h[b] = modelBlock{ids[b], asOf}
+				}
+			}
+			m.hist[q-m.base] = &h
+		}
+	}))
+	err := r.InstallChunk(c)
+	if errors.Is(err, holdfast.ErrRefused) || errors.Is(err, holdfast.ErrNoSpace) {
+		w.states = w.states[:len(w.states)-1]
+		return
+	}
+	w.must("install", err)
+}
+
+func (w *world) rebase(i int) {
+	r, m := w.replica(i), w.now()[i]
+	w.must("catch up", r.catchUp())
+	applied := r.Status().Applied
+	seq := max(w.commits[i], m.base, r.Status().Floor) + holdfast.Seq(w.rng.IntN(20))
+	w.expect(i, m.with(func(m *modelReplica) {
+		h := *m.hist[applied-m.base]
+		for b := range h {
+			h[b].seq = 0
+		}
+		m.hist, m.log, m.base = []*modelContent{&h}, nil, seq
+	}))
+	w.must("rebase", r.Rebase(m.fence, seq))
+	w.commits[i] = seq
+	if diff := w.readAll(r, w.now()[i].hist[0]); diff != "" {
+		w.t.Fatalf("after a rebase: %s", diff)
+	}
+	w.settled()
+}
+
+func (w *world) hint(i int) {
+	r, m := w.replica(i), w.now()[i]
+	w.expect(i, m.with(func(m *modelReplica) { m.hint++ }))
+	w.must("hint", r.SetHint(1, m.hint+1))
+}
+
+func (w *world) intact(i int) {
+	r, m := w.replica(i), w.now()[i]
+	if st := r.Status(); !st.Intact || st.IntactEpoch != m.fence { // else there is no record
+		w.expect(i, m.with(func(m *modelReplica) { m.intact = true }))
+	}
+	w.must("declare intact", r.DeclareIntact(m.fence))
+}
+
+// run lives through several crashes, looking at what many more would leave.
+func (w *world) run(generations, steps int, every float64) {
+	for g := range generations {
+		w.fs.Before(func(op vfs.Op, _ string) {
+			chance := every
+			if op == vfs.OpWrite {
+				chance /= 4
+			}
+			if w.rng.Float64() >= chance {
+				return
+			}
+			w.crashes++
+			if w.rng.IntN(5) == 0 {
+				w.look(w.fs.Restart(), w.done, true)
+			} else {
+				w.look(w.fs.Crash(w.rng.Uint64()), w.durable, false)
+			}
+		})
+		for range steps {
+			w.step()
+		}
+		w.fs.Before(nil)
+		kill := w.rng.IntN(3) == 0
+		next, least := w.fs.Restart(), w.done
+		if !kill {
+			next, least = w.fs.Crash(w.rng.Uint64()), w.durable
+		}
+		d, err := Open(w.t.Context(), next, testPath, Options{foreground: true})
+		if err != nil {
+			w.t.Fatalf("open after generation %d: %v", g, err)
+		}
+		s := w.states[w.match(d, least, kill)]
+		w.d.closeFiles()
+		w.fs, w.d = next, d
+		next.Writeback(w.rng.Uint64())
+		// After a crash commit is what the log said of it.
+		for i, m := range s {
+			if m != nil && m.exists {
+				st := w.replica(i).Status()
+				w.commits[i] = max(min(st.Commit, m.tail()), m.base)
+				s[i] = m.with(func(m *modelReplica) { m.intact = st.Intact })
+			}
+		}
+		w.states, w.durable, w.done = []modelState{s}, 0, 0
+	}
+	w.d.closeFiles()
+}
+
+func newWorld(t *testing.T, seed uint64, device bool) *world {
+	w := &world{t: t, rng: rand.New(rand.NewPCG(seed, 0xd15c)), fs: vfs.NewMemory(seed)}
+	o := tinyFormat()
+	if device {
+		w.fs.AddDevice(testPath, o.Size)
+	}
+	mustFormat(t, w.fs, testPath, o)
+	w.fs.Writeback(seed)
+	d, err := Open(t.Context(), w.fs, testPath, Options{foreground: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	w.d, w.states = d, []modelState{{}}
+	return w
+}
+
+// TestCrashes: HOLDFAST_SEEDS=FROM-TO runs other seeds.
+func TestCrashes(t *testing.T) {
+	from, to := uint64(1), uint64(24)
+	if s := os.Getenv("HOLDFAST_SEEDS"); s != "" {
+		if _, err := fmt.Sscanf(s, "%d-%d", &from, &to); err != nil {
+			t.Fatalf("HOLDFAST_SEEDS=%q: %v", s, err)
+		}
+	}
+	looked := 0
+	for seed := from; seed <= to; seed++ {
+		t.Run(strconv.FormatUint(seed, 10), func(t *testing.T) {
+			w := newWorld(t, seed, seed%4 == 0)
+			defer func() {
+				if t.Failed() {
+					t.Logf("repeat: HOLDFAST_SEEDS=%d-%d go test -run TestCrashes ./blockdev/disk", seed, seed)
+				}
+			}()
+			w.run(4, 120, 0.15)
+			looked += w.looked
+		})
+	}
+	t.Logf("%d crashes looked at", looked)
+}

@@ -1,0 +1,352 @@
+package disk
+
+import (
+	"context"
+	"log/slog"
+	"sort"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/holdfast-storage/holdfast"
+	"github.com/holdfast-storage/holdfast/blockdev/vfs"
+)
+
+// maxReplicas bounds the replicas of one disk, and with them the directory
+// that every checkpoint writes.
+const maxReplicas = 1 << 16
+
+// Disk is one open pooled disk. All methods may be called concurrently, Close
+// last.
+//
+// Locks, in the order in which they are taken: Replica.order, Disk.table,
+// Disk.passes, Disk.gate, Replica.applying, then the short ones that guard
+// fields and are never held across I/O: Disk.mu, Replica.mu, allocator.mu,
+// wal.mu. The first five order whole operations and are held across I/O on
+// purpose.
+type Disk struct {
+	fs   vfs.FS
+	path string
+	log  *slog.Logger
+	opts Options
+
+	main  vfs.File // locked; superblock, reads of chunks and map
+	base  vfs.File // writes of chunks and map; main on images
+	super *superblock
+	seed  uint32
+	wal   *wal
+	alloc *allocator
+
+	bootID     string
+	identity   uint64 // of the files, see filesIdentity
+	keepsPages bool
+
+	table  sync.Mutex   // creates and deletes replicas, one at a time
+	passes sync.Mutex   // one checkpoint at a time
+	gate   sync.RWMutex // held shared by whatever changes maps, exclusively while a checkpoint writes them
+
+	mu       sync.RWMutex
+	replicas map[holdfast.ReplicaID]*Replica
+	closed   bool
+
+	stuck    atomic.Int64 // how full the log was after room was last sought in vain
+	failure  atomic.Pointer[holdfast.Error]
+	kick     chan struct{}
+	stop     chan struct{}
+	wg       sync.WaitGroup
+	dirPages []int64   // of the last directory; guarded by passes
+	buffers  sync.Pool // of chunkSize bytes, aligned
+}
+
+// errClosed is returned by everything after Close.
+var errClosed = holdfast.Errorf(holdfast.ErrUnavailable, "the disk is closed")
+
+// Stat returns what is known of the disk.
+func (d *Disk) Stat() Stat {
+	free, reserved := d.alloc.stat()
+	s := Stat{
+		Cluster: d.super.cluster, Node: d.super.node, Disk: d.super.disk, OpenCount: d.super.openCount,
+		Size: d.super.size, Capacity: d.alloc.chunks * chunkSize,
+		Used: (d.alloc.chunks - free) * chunkSize, Reserved: reserved * chunkSize,
+		WALSize: d.wal.size(), WALUsed: d.wal.used(),
+		MarkedFailed: d.super.flags&superFailed != 0,
+	}
+	if err := d.failed(); err != nil {
+		s.Failed = err
+	}
+	d.mu.RLock()
+	s.Replicas = len(d.replicas)
+	d.mu.RUnlock()
+	return s
+}
+
+// failed returns the error that ended the disk's work, or nil.
+func (d *Disk) failed() error {
+	if e := d.failure.Load(); e != nil {
+		return e
+	}
+	return nil
+}
+
+// fail ends the disk's work for this process's life (R12) and returns the
+// error that everything returns from now on. The mark in the superblock is a
+// best effort: the medium may take it although it refused something else.
+func (d *Disk) fail(cause error) error {
+	e := holdfast.Errorf(holdfast.ErrIO, "disk %v failed: %v", d.super.disk, cause) // not %w: whatever it was, it is ErrIO now
+	if !d.failure.CompareAndSwap(nil, e) {
+		return d.failure.Load()
+	}
+	d.wal.setFailed(e)
+	d.log.Error("disk failed", "disk", d.super.disk.String(), "path", d.path, "error", cause)
+	d.wg.Go(func() {
+		marked := *d.super
+		marked.flags |= superFailed
+		if err := writeSuperblock(d.main, &marked); err != nil {
+			d.log.Warn("mark of failure not written", "disk", d.super.disk.String(), "error", err)
+		}
+		if d.opts.OnFail != nil {
+			d.opts.OnFail(e)
+		}
+	})
+	return e
+}
+
+func (w *wal) setFailed(err error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.failed = firstOf(w.failed, err)
+}
+
+// Replicas returns all replicas, ordered by id.
+func (d *Disk) Replicas() []*Replica {
+	d.mu.RLock()
+	all := make([]*Replica, 0, len(d.replicas))
+	for _, r := range d.replicas {
+		all = append(all, r)
+	}
+	d.mu.RUnlock()
+	sort.Slice(all, func(i, j int) bool {
+		return string(all[i].desc.Replica[:]) < string(all[j].desc.Replica[:])
+	})
+	return all
+}
+
+// Replica returns one replica.
+func (d *Disk) Replica(id holdfast.ReplicaID) (*Replica, bool) {
+	d.mu.RLock()
+	defer d.mu.RUnlock()
+	r, ok := d.replicas[id]
+	return r, ok
+}
+
+// CreateReplica makes an empty replica, durable on return. A replica that
+// exists with the same descriptor is returned as it is; with another one it is
+// an ErrExists error.
+func (d *Disk) CreateReplica(desc ReplicaDesc) (*Replica, error) {
+	if desc.Replica.IsZero() || desc.Size <= 0 || desc.Size > maxSegment || desc.Size%blockSize != 0 {
+		return nil, holdfast.Errorf(holdfast.ErrInvalid, "create replica %v of %d bytes: it needs an id and a size in whole blocks", desc.Replica, desc.Size)
+	}
+	d.table.Lock()
+	defer d.table.Unlock()
+	d.mu.RLock()
+	r, n, closed := d.replicas[desc.Replica], len(d.replicas), d.closed
+	d.mu.RUnlock()
+	switch {
+	case closed:
+		return nil, errClosed
+	case r != nil && r.desc == desc:
+		return r, nil
+	case r != nil:
+		return nil, holdfast.Errorf(holdfast.ErrExists, "create replica %v: it exists as another segment, lineage or size", desc.Replica)
+	case n == maxReplicas:
+		return nil, holdfast.Errorf(holdfast.ErrNoSpace, "create replica %v: the disk holds %d replicas, the most it can", desc.Replica, n)
+	}
+	d.gate.RLock() // so that a checkpoint sees the record and its effect, or neither
+	defer d.gate.RUnlock()
+	serial, err := d.control(classFence, record{typ: recCreate, replica: desc.Replica, extra: encodeDesc(desc)})
+	if err != nil {
+		return nil, holdfast.Errorf(holdfast.KindOf(err), "create replica %v: %w", desc.Replica, err)
+	}
+	r = newReplica(d, desc)
+	r.lastSerial = serial
+	d.mu.Lock()
+	d.replicas[desc.Replica] = r
+	d.mu.Unlock()
+	return r, nil
+}
+
+// DeleteReplica deletes a replica, durable on return; its space comes back
+// with the next checkpoint. An unknown replica is no error. Methods of a
+// deleted Replica return ErrNotFound.
+func (d *Disk) DeleteReplica(id holdfast.ReplicaID) error {
+	r, ok := d.Replica(id)
+	if !ok {
+		return d.failed()
+	}
+	r.order.Lock()
+	defer r.order.Unlock()
+	d.table.Lock()
+	defer d.table.Unlock()
+	if r, ok = d.Replica(id); !ok {
+		return d.failed()
+	}
+	d.gate.RLock()
+	defer d.gate.RUnlock()
+	r.applying.Lock()
+	defer r.applying.Unlock()
+	if _, err := d.control(classFence, record{typ: recDelete, replica: id}); err != nil {
+		return holdfast.Errorf(holdfast.KindOf(err), "delete replica %v: %w", id, err)
+	}
+	d.mu.Lock()
+	delete(d.replicas, id)
+	d.mu.Unlock()
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.deleted = true
+	d.alloc.release(int64(len(r.reserved)))
+	d.releaseTree(r.tree)
+	r.reserved, r.tree, r.index = map[int64]struct{}{}, newTree(id, r.desc.Size), newLogIndex()
+	return nil
+}
+
+// releaseTree gives the chunks and pages of a map back.
+func (d *Disk) releaseTree(t *tree) {
+	t.each(0, maxSegment/chunkSize, func(_ int64, e *chunkEntry) {
+		if e.typ == chunkMapped {
+			d.alloc.later(e.phys)
+		}
+	})
+	t.pages(d.alloc.laterPage)
+}
+
+// control writes one control record and makes it durable.
+func (d *Disk) control(c class, rec record) (serial uint64, err error) {
+	req := walRequest{recs: []record{rec}, class: c}
+	if err := d.wal.submit(&req); err != nil {
+		return 0, noSpace(err)
+	}
+	serial = req.where[0].serial
+	return serial, d.wal.sync(context.Background(), serial)
+}
+
+// noSpace gives a full log the kind that the API knows.
+func noSpace(err error) error {
+	if err == errWALFull {
+		return holdfast.Errorf(holdfast.ErrNoSpace, "the log is full of entries that are not committed")
+	}
+	return err
+}
+
+// forget tells all replicas that records up to serial are about to be overwritten.
+func (d *Disk) forget(serial uint64) {
+	d.mu.RLock()
+	defer d.mu.RUnlock()
+	for _, r := range d.replicas {
+		r.mu.Lock()
+		r.index.forget(serial)
+		r.mu.Unlock()
+	}
+}
+
+// background applies and checkpoints until Close.
+func (d *Disk) background() {
+	every := d.opts.ApplyEvery
+	if every == 0 {
+		every = DefaultApplyEvery
+	}
+	var tick <-chan time.Time
+	if every > 0 {
+		t := time.NewTicker(every)
+		defer t.Stop()
+		tick = t.C
+	}
+	for {
+		select {
+		case <-d.stop:
+			return
+		case <-d.kick:
+		case <-tick:
+		}
+		if d.failed() != nil {
+			continue
+		}
+		var err error
+		if d.wal.used() > d.wal.size()/2 {
+			err = d.checkpoint(nil, false)
+		} else {
+			err = d.applyAll()
+		}
+		if err != nil && d.failed() == nil {
+			d.log.Warn("apply stopped", "disk", d.super.disk.String(), "error", err)
+		}
+	}
+}
+
+// slow is called before the log grows: more than half full, it wakes the
+// background; more than three quarters full, the writer makes room itself,
+// while there still is some to move old entries to.
+func (d *Disk) slow(held *Replica) error {
+	used, size := d.wal.used(), d.wal.size()
+	if used > size/2 {
+		select {
+		case d.kick <- struct{}{}:
+		default: // it is awake already
+		}
+	}
+	if used <= size/4*3 || used < d.stuck.Load()+size/16 {
+		return nil
+	}
+	err := d.reclaim(held)
+	d.stuck.Store(0)
+	if now := d.wal.used(); now > size/4*3 {
+		d.stuck.Store(now) // what is left waits for its commit: no use in trying at each write
+	}
+	return err
+}
+
+// Close checkpoints if the disk is sound, and closes. Every other call must
+// have returned, or returns an error.
+func (d *Disk) Close() error {
+	d.mu.Lock()
+	if d.closed {
+		d.mu.Unlock()
+		return nil
+	}
+	d.closed = true
+	d.mu.Unlock()
+	close(d.stop)
+	var err error
+	if d.failed() == nil {
+		err = d.checkpoint(nil, true)
+	}
+	d.wg.Wait()
+	d.wal.setFailed(errClosed)
+	d.closeFiles()
+	return err
+}
+
+func (d *Disk) closeFiles() {
+	if d.wal != nil && d.super.walOffset == 0 {
+		for _, s := range d.wal.slots {
+			if s.file != nil {
+				_ = s.file.Close() // synced, or failed before
+			}
+		}
+	}
+	if d.base != nil && d.base != d.main {
+		_ = d.base.Close()
+	}
+	_ = d.main.Close()
+}
+
+// buffer returns an aligned chunk buffer; give it back with d.buffers.Put.
+func (d *Disk) buffer() *[]byte {
+	if b, ok := d.buffers.Get().(*[]byte); ok {
+		return b
+	}
+	b := vfs.AlignedBuffer(chunkSize)
+	return &b
+}
+
+// chunkOffset is where a chunk is in the file.
+func (d *Disk) chunkOffset(phys uint32) int64 { return d.super.dataOffset + int64(phys)*chunkSize }

@@ -1,0 +1,332 @@
+package disk
+
+import (
+	"context"
+	"hash/crc32"
+
+	"github.com/holdfast-storage/holdfast"
+)
+
+// Rebase makes the replica the target of a copy: its log is dropped, its tail
+// is seq, whose entry counts as one of epoch, and its chunks stay as they are,
+// to be replaced by InstallChunk. The live stream follows from seq+1. Durable
+// on return. The epoch must not be above the fence (ErrInvalid), and seq not
+// below Status().Floor (ErrRefused): a join point is at least what was committed,
+// so a lower one belongs to another history.
+func (r *Replica) Rebase(epoch holdfast.Epoch, seq holdfast.Seq) error {
+	r.order.Lock()
+	defer r.order.Unlock()
+	if err := r.catchUp(); err != nil {
+		return err
+	}
+	r.mu.Lock()
+	err, fence, low := r.usable(), r.fence, r.lowest()
+	if err == nil && epoch <= fence && seq >= low {
+		r.limit = 0 // nothing more gets into chunks from the old log
+	}
+	r.mu.Unlock()
+	if err != nil {
+		return err
+	}
+	if seq < low {
+		return holdfast.Errorf(holdfast.ErrRefused, "rebase replica %v to %d: its chunks may hold entries up to %d", r.desc.Replica, seq, low)
+	}
+	if epoch > fence {
+		return holdfast.Errorf(holdfast.ErrInvalid, "rebase replica %v in epoch %d: its fence is at %d", r.desc.Replica, epoch, fence)
+	}
+	defer r.lift()
+	// After a crash nothing of the dropped log is applied again, so the chunks
+	// must be as the map has them before it is dropped.
+	if err := r.d.checkpoint(r, true); err != nil {
+		return holdfast.Errorf(holdfast.KindOf(err), "rebase replica %v to %d: %w", r.desc.Replica, seq, err)
+	}
+	r.d.gate.RLock()
+	defer r.d.gate.RUnlock()
+	r.applying.Lock()
+	defer r.applying.Unlock()
+	err = r.change(record{typ: recRebase, epoch: epoch, seq: seq}, true, func() { r.rebase(epoch, seq) })
+	if err != nil {
+		return holdfast.Errorf(holdfast.KindOf(err), "rebase replica %v to %d: %w", r.desc.Replica, seq, err)
+	}
+	return nil
+}
+
+// rebase is the effect of a REBASE record. Under mu, or during recovery.
+func (r *Replica) rebase(epoch holdfast.Epoch, seq holdfast.Seq) {
+	r.d.alloc.release(int64(len(r.reserved)))
+	r.reserved = map[int64]struct{}{}
+	r.index = newLogIndex()
+	r.index.indexed = seq
+	r.tail, r.dur, r.applied, r.floor, r.ckpt = seq, seq, seq, seq, seq
+	r.tails = nil
+	if seq > 0 {
+		r.tails = []EpochStart{{epoch, seq}}
+	}
+}
+
+// Chunks lists the chunks above index after (-1 for all) that hold data, or
+// held data once, ascending, at most max: as of the applied entry, so a source
+// lists them after Apply has reached the join point (protocol, section 8).
+func (r *Replica) Chunks(after int64, max int) ([]ChunkRef, error) {
+	if err := r.catchUp(); err != nil {
+		return nil, err
+	}
+	r.mu.RLock()
+	defer r.mu.RUnlock()
+	if err := r.usable(); err != nil {
+		return nil, err
+	}
+	return r.tree.list(after, max), nil
+}
+
+// catchUp applies what chunks may hold already from before the last crash, so
+// that the map says what is in them.
+func (r *Replica) catchUp() error {
+	r.mu.RLock()
+	behind, floor := r.applied < r.floor, r.floor
+	r.mu.RUnlock()
+	if !behind {
+		return nil
+	}
+	_, err := r.Apply(context.Background(), floor)
+	return err
+}
+
+// ReadChunk returns a chunk as of the applied entry, which it names. A chunk
+// that was never written is all zero. ErrIntegrity if bytes do not match, also
+// when read from the medium; blocks known to be lost are BlockPoison.
+func (r *Replica) ReadChunk(index int64) (Chunk, error) {
+	if index < 0 || index > (r.desc.Size-1)/chunkSize {
+		return Chunk{}, holdfast.Errorf(holdfast.ErrInvalid, "read chunk %d of replica %v: it has %d bytes", index, r.desc.Replica, r.desc.Size)
+	}
+	if err := r.catchUp(); err != nil {
+		return Chunk{}, err
+	}
+	r.applying.Lock()
+	defer r.applying.Unlock()
+	r.mu.RLock()
+	e, asOf, err := r.tree.get(index), r.applied, r.usable()
+	r.mu.RUnlock()
+	if err != nil {
+		return Chunk{}, err
+	}
+	c := Chunk{Index: index, LastSeq: e.lastSeq, AsOf: asOf}
+	if e.typ != chunkMapped {
+		return c, nil
+	}
+	for i := range c.State {
+		c.State[i] = e.state(int64(i))
+		if c.State[i] == BlockData && c.Data == nil {
+			c.Data = make([]byte, chunkSize)
+		}
+	}
+	if c.Data == nil {
+		return c, nil
+	}
+	if _, err := r.d.main.ReadAt(c.Data, r.d.chunkOffset(e.phys)); err != nil {
+		return Chunk{}, holdfast.Errorf(holdfast.ErrIO, "read chunk %d of replica %v: %w", index, r.desc.Replica, err)
+	}
+	for i, s := range c.State {
+		b := c.Data[i*blockSize : (i+1)*blockSize]
+		if s != BlockData {
+			clear(b)
+			continue
+		}
+		c.CRC[i] = e.crc[i]
+		if crc32.Checksum(b, castagnoli) == e.crc[i] {
+			continue
+		}
+		src := source{kind: fromChunk, phys: e.phys, pos: int64(i) * blockSize}
+		if err := r.d.fetch(b, src, true); err != nil {
+			return Chunk{}, holdfast.Errorf(holdfast.ErrIO, "read chunk %d of replica %v: %w", index, r.desc.Replica, err)
+		}
+		if got := crc32.Checksum(b, castagnoli); got != e.crc[i] {
+			return Chunk{}, holdfast.Errorf(holdfast.ErrIntegrity, "block %d of chunk %d of replica %v has checksum %08x, not %08x",
+				i, index, r.desc.Replica, got, e.crc[i])
+		}
+	}
+	return c, nil
+}
+
+// InstallChunk replaces a chunk by what a source read as of entry c.AsOf, with
+// one WAL record; received on return, durable with the next Sync. Logged
+// entries above AsOf stay in force, those up to it are in the chunk (R11). A
+// chunk of all zero states frees the chunk. It is refused (ErrRefused) with
+// AsOf below Status().Checkpoint, where entries above AsOf may be gone from
+// the log; that AsOf is at least the join point and at most commit is the
+// caller's to see to. ErrNoSpace and ErrIntegrity as for Append.
+func (r *Replica) InstallChunk(c Chunk) error {
+	rec, err := r.checkInstall(&c)
+	if err != nil {
+		return err
+	}
+	r.order.Lock()
+	defer r.order.Unlock()
+	if err := r.d.slow(r); err != nil {
+		return err
+	}
+	for reclaimed := false; ; reclaimed = true {
+		err := r.installOnce(&c, rec)
+		if err == nil {
+			return nil
+		}
+		if err != errWALFull || reclaimed {
+			return holdfast.Errorf(holdfast.KindOf(noSpace(err)), "install chunk %d of replica %v: %w", c.Index, r.desc.Replica, noSpace(err))
+		}
+		if err := r.d.reclaim(r); err != nil {
+			return err
+		}
+	}
+}
+
+// checkInstall checks a chunk and makes its record.
+func (r *Replica) checkInstall(c *Chunk) (record, error) {
+	rec := record{typ: recInstall, replica: r.desc.Replica, off: c.Index * chunkSize, length: chunkSize}
+	bad := func(kind holdfast.Kind, what string) (record, error) {
+		return rec, holdfast.Errorf(kind, "install chunk %d of replica %v: %s", c.Index, r.desc.Replica, what)
+	}
+	if c.Index < 0 || c.Index > (r.desc.Size-1)/chunkSize || len(c.Data) != 0 && len(c.Data) != chunkSize {
+		return bad(holdfast.ErrInvalid, "not a chunk of this segment")
+	}
+	for i, s := range c.State {
+		switch {
+		case s > BlockPoison:
+			return bad(holdfast.ErrInvalid, "unknown block state")
+		case s != BlockData:
+			continue
+		case c.Data == nil:
+			return bad(holdfast.ErrInvalid, "it has no data")
+		}
+		b := c.Data[i*blockSize : (i+1)*blockSize]
+		if crc32.Checksum(b, castagnoli) != c.CRC[i] {
+			return bad(holdfast.ErrIntegrity, "a block does not match its checksum")
+		}
+		rec.crc = append(rec.crc, c.CRC[i])
+		rec.payload = append(rec.payload, b...)
+	}
+	rec.extra = encodeInstall(c)
+	rec.epoch, rec.seq = 0, c.AsOf
+	return rec, nil
+}
+
+// installOnce logs and installs. The caller holds order.
+func (r *Replica) installOnce(c *Chunk, rec record) error {
+	r.d.gate.RLock()
+	defer r.d.gate.RUnlock()
+	r.applying.Lock()
+	defer r.applying.Unlock()
+	r.mu.RLock()
+	err, ckpt, old := r.usable(), r.ckpt, r.tree.get(c.Index)
+	_, promised := r.reserved[c.Index]
+	r.mu.RUnlock()
+	switch {
+	case err != nil:
+		return err
+	case c.AsOf < ckpt:
+		return holdfast.Errorf(holdfast.ErrRefused, "it is as of entry %d, and the log before entry %d may be gone", c.AsOf, ckpt)
+	case c.AsOf < old.asOf:
+		return holdfast.Errorf(holdfast.ErrRefused, "it is as of entry %d, older than what was installed as of %d", c.AsOf, old.asOf)
+	}
+	needs := packStates(&c.State) != 0
+	var phys uint32
+	if needs {
+		if !promised {
+			if err := r.d.alloc.reserve(1); err != nil {
+				return err
+			}
+		}
+		if phys, err = r.d.alloc.take(true); err != nil {
+			return err
+		}
+		if promised {
+			r.mu.Lock()
+			delete(r.reserved, c.Index)
+			r.mu.Unlock()
+		}
+	}
+	req := &r.req
+	req.recs = append(req.recs[:0], rec)
+	req.where, req.done, req.err, req.class = req.where[:0], 0, nil, classEntry
+	r.begin()
+	err = r.d.wal.submit(req)
+	r.mu.Lock()
+	r.reflect(req)
+	r.mu.Unlock()
+	clear(req.recs)
+	if err == nil {
+		err = r.replaceChunk(c, phys, old)
+	}
+	if err != nil && needs { // nothing refers to the fresh chunk
+		r.d.alloc.later(phys)
+		if promised {
+			r.d.alloc.promise(1)
+			r.mu.Lock()
+			r.reserved[c.Index] = struct{}{}
+			r.mu.Unlock()
+		}
+	}
+	return err
+}
+
+// replaceChunk writes an installed chunk to its fresh place, with the applied
+// entries above AsOf upon it, and puts it into the map. The caller holds
+// applying, or recovers.
+func (r *Replica) replaceChunk(c *Chunk, phys uint32, old chunkEntry) error {
+	e := chunkEntry{typ: chunkZero, lastSeq: c.LastSeq, asOf: c.AsOf}
+	buf := r.d.buffer()
+	defer r.d.buffers.Put(buf)
+	var dirty [blocksPerChunk]bool
+	if states := packStates(&c.State); states != 0 {
+		e.typ, e.phys, e.states, e.crc = chunkMapped, phys, states, c.CRC
+		for i, s := range c.State {
+			if s == BlockData {
+				dirty[i] = true
+				copy((*buf)[i*blockSize:], c.Data[i*blockSize:(i+1)*blockSize])
+			} else {
+				e.crc[i] = 0
+			}
+		}
+	}
+	var p chunkPlan
+	again := false
+	r.mu.RLock()
+	applied := r.applied
+	for i := range p.src {
+		p.src[i] = r.index.newestIn(c.Index*blocksPerChunk+int64(i), c.AsOf, applied)
+		if p.src[i] != nil {
+			again = true
+			p.last = max(p.last, p.src[i].seq)
+		}
+	}
+	r.mu.RUnlock()
+	if again {
+		if e.typ == chunkZero && old.typ == chunkMapped {
+			// Entries above AsOf put data here: the old place can take them, for
+			// every block of it that they do not touch is zero now.
+			e.typ, e.phys = chunkMapped, old.phys
+		}
+		more, err := r.merge(*buf, c.Index, &e, &p)
+		if err != nil {
+			return err
+		}
+		for i := range dirty {
+			dirty[i] = dirty[i] && p.src[i] == nil || more[i]
+		}
+		e.lastSeq = max(e.lastSeq, p.last)
+	}
+	if err := r.d.writeBlocks(*buf, e.phys, dirty); err != nil {
+		return err
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if old.typ == chunkMapped && !(e.typ == chunkMapped && e.phys == old.phys) {
+		if e.typ == chunkZero && r.writePending(c.Index, applied) {
+			e.typ, e.phys = chunkMapped, old.phys // a logged write counts on it
+		} else {
+			r.d.alloc.later(old.phys)
+		}
+	}
+	r.setChunk(c.Index, e, applied)
+	r.asOf = max(r.asOf, c.AsOf)
+	return nil
+}

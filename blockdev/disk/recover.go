@@ -1,0 +1,631 @@
+package disk
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"hash/fnv"
+	"log/slog"
+	"sort"
+
+	"github.com/holdfast-storage/holdfast"
+	"github.com/holdfast-storage/holdfast/blockdev/vfs"
+)
+
+// Open opens a formatted disk: it takes the lock, syncs and scans the log,
+// rebuilds every replica as of what the medium holds, and raises the open
+// count, durably, before it returns. ErrRefused if another process has the
+// disk; ErrUnsupported if a newer program wrote it; ErrIntegrity if
+// superblock, last checkpoint or map cannot be trusted. Damage to the log that
+// can be told apart from a crash damages replicas, not the disk: see
+// Status.Damaged and Status.BadRanges.
+func Open(ctx context.Context, fs vfs.FS, path string, o Options) (*Disk, error) {
+	if o.Logger == nil {
+		o.Logger = slog.New(slog.DiscardHandler)
+	}
+	d := &Disk{
+		fs: fs, path: path, log: o.Logger, opts: o,
+		replicas: map[holdfast.ReplicaID]*Replica{},
+		kick:     make(chan struct{}, 1), stop: make(chan struct{}),
+	}
+	if err := d.open(ctx); err != nil {
+		if d.main != nil {
+			d.closeFiles()
+		}
+		return nil, holdfast.Errorf(holdfast.KindOf(err), "open disk %s: %w", path, err)
+	}
+	if !o.foreground {
+		d.wg.Go(d.background)
+	}
+	return d, nil
+}
+
+func (d *Disk) open(ctx context.Context) error {
+	if err := d.openFiles(); err != nil {
+		return err
+	}
+	s := d.super
+	d.seed = seedOf(s.disk)
+	d.alloc = newAllocator(s.chunks)
+	s.openCount++
+	d.wal.open, d.wal.seed = uint64(s.openCount), d.seed
+	d.wal.reserve = min(4<<20, d.wal.size()/8)
+	d.wal.fail, d.wal.forget = d.fail, d.forget
+
+	// What the medium holds is what there is: what an earlier process wrote
+	// and did not sync becomes durable, or is an error, before anything is believed.
+	for i := range d.wal.slots {
+		if i > 0 && s.walOffset != 0 {
+			break // all in one file
+		}
+		if err := d.wal.slots[i].file.Sync(); err != nil {
+			return holdfast.Errorf(holdfast.ErrIO, "sync the log: %w", err)
+		}
+	}
+	log, err := d.scan(ctx)
+	if err != nil {
+		return err
+	}
+	if err := d.rebuild(log); err != nil {
+		return err
+	}
+	// Durable before anybody hears of this open.
+	s.bootID, s.walDurable = d.bootID, d.wal.serial
+	if err := writeSuperblock(d.main, s); err != nil {
+		return err
+	}
+	d.log.Info("disk opened", "disk", s.disk.String(), "path", d.path, "open_count", uint64(s.openCount),
+		"replicas", len(d.replicas), "log_serial", d.wal.serial)
+	return nil
+}
+
+// openFiles opens and locks everything and reads the superblock.
+func (d *Disk) openFiles() error {
+	st, err := d.fs.Stat(d.path)
+	if err != nil {
+		return holdfast.Errorf(holdfast.ErrNotFound, "%w", err)
+	}
+	flags := vfs.Flag(0)
+	if st.Kind == vfs.KindBlockDevice {
+		flags = vfs.Exclusive
+	}
+	main, err := d.fs.OpenFile(d.path, flags)
+	if err != nil {
+		return holdfast.Errorf(holdfast.ErrRefused, "%w", err)
+	}
+	d.main, d.base = main, main
+	d.wal = &wal{}
+	if err := main.Lock(); err != nil {
+		d.super = &superblock{}
+		return holdfast.Errorf(holdfast.ErrRefused, "%w", err).WithRemedy("stop the process that uses it")
+	}
+	if d.super, err = readSuperblock(main); err != nil {
+		d.super = &superblock{}
+		return err
+	}
+	s := d.super
+	if st, err = main.Stat(); err != nil {
+		return holdfast.Errorf(holdfast.ErrIO, "%w", err)
+	}
+	if st.Size < s.size {
+		return holdfast.Errorf(holdfast.ErrIntegrity, "it has %d bytes and was formatted with %d", st.Size, s.size)
+	}
+	if d.bootID, err = d.fs.BootID(); err != nil {
+		return holdfast.Errorf(holdfast.ErrIO, "read the boot id: %w", err)
+	}
+	if len(d.bootID) > 40 {
+		return holdfast.Errorf(holdfast.ErrInvalid, "boot id %q is too long", d.bootID)
+	}
+	d.keepsPages = st.KeepsPages
+	identity := fnv.New64a()
+	identity.Write([]byte(st.Identity))
+	d.wal.slotSize = s.slotSize
+	d.wal.slots = make([]slot, s.slots)
+	if s.walOffset != 0 {
+		// Log and chunks share an inode: chunks are written past the page cache,
+		// so that a sync of the log does not wait for them.
+		if d.base, err = d.fs.OpenFile(d.path, vfs.Direct); err != nil {
+			d.base = main
+			return holdfast.Errorf(holdfast.ErrIO, "%w", err)
+		}
+		for i := range d.wal.slots {
+			d.wal.slots[i] = slot{file: main, base: s.walOffset + int64(i)*s.slotSize}
+		}
+	} else {
+		for i := range d.wal.slots {
+			f, err := d.fs.OpenFile(walName(d.path, i), 0)
+			if err != nil {
+				return holdfast.Errorf(holdfast.ErrIntegrity, "open a log file: %w", err)
+			}
+			d.wal.slots[i].file = f
+			st, err := f.Stat()
+			if err != nil {
+				return holdfast.Errorf(holdfast.ErrIO, "%w", err)
+			}
+			if st.Size < s.slotSize {
+				return holdfast.Errorf(holdfast.ErrIntegrity, "log file %d has %d bytes, not %d", i, st.Size, s.slotSize)
+			}
+			d.keepsPages = d.keepsPages && st.KeepsPages
+			identity.Write([]byte(st.Identity))
+		}
+	}
+	d.identity = identity.Sum64()
+	_ = d.main.AdviseRandom() // readahead of chunks is the caller's; a refusal costs speed alone
+	return nil
+}
+
+// found is one record of a scan.
+type found struct {
+	record
+	slot int32
+	pos  int64 // of the payload in the slot
+	end  int64 // of the record in the slot, rounded up to where the next may be
+	ok   bool  // the payload matches its crcs
+}
+
+// scannedLog is the log as far as it counts.
+type scannedLog struct {
+	recs    []found // ascending serials
+	holes   []hole  // between or before them: records lost to corruption
+	durable uint64  // records up to here were durable for certain
+}
+
+// hole is a range of serials.
+type hole struct{ first, last uint64 }
+
+// scan reads the whole log from the medium.
+//
+// The end: a record follows another if its serial is one higher and its
+// openCount not lower. Bytes of an earlier round of the ring have lower serials.
+// Bytes of a tail that was lost in a crash may have the right serials, but a
+// lower openCount than anything written after that crash.
+//
+// A record that is missing or does not match ends the log, unless a later
+// record, or the superblock, says that it was durable: then it is corruption,
+// the log goes on behind it, and a hole is reported.
+func (d *Disk) scan(ctx context.Context) (*scannedLog, error) {
+	var all []found
+	buf := vfs.AlignedBuffer(int(d.wal.slotSize))
+	for i := range d.wal.slots {
+		if err := ctx.Err(); err != nil {
+			return nil, holdfast.Errorf(holdfast.ErrTimeout, "scan the log: %w", err)
+		}
+		s := d.wal.slots[i]
+		for off := 0; off < len(buf); off += 1 << 20 {
+			part := buf[off:min(off+1<<20, len(buf))]
+			if _, err := s.file.ReadDirectAt(part, s.base+int64(off)); err != nil {
+				return nil, holdfast.Errorf(holdfast.ErrIO, "scan the log: %w", err)
+			}
+		}
+		all = append(all, scanSlot(buf, int32(i), d.seed)...)
+	}
+	return assemble(all, d.super.walDurable), nil
+}
+
+// scanSlot finds the records of one slot: those that follow each other from its
+// beginning, and behind an unreadable one those of the next page that begins a
+// later record.
+func scanSlot(b []byte, slot int32, seed uint32) []found {
+	var recs []found
+	var serial, open uint64
+	for pos := int64(0); pos < int64(len(b)); {
+		r, ok := decodeHead(b[pos:], seed)
+		fits := ok && pos+r.headLen+r.payloadLen <= int64(len(b))
+		if !fits || r.serial <= serial || r.open < open || pos%vfs.PageSize != 0 && r.serial != serial+1 {
+			pos = pageUp(pos + 1)
+			continue
+		}
+		f := found{record: r, slot: slot, pos: pos + r.headLen}
+		f.ok = payloadMatches(r.crc, b[f.pos:f.pos+r.payloadLen])
+		if at := rewritten(b, f, seed); at > 0 {
+			pos = at
+			continue
+		}
+		pos = f.pos + r.payloadLen
+		if r.flags&flagBatchEnd != 0 {
+			pos = pageUp(pos)
+		}
+		f.end = pageUp(pos)
+		serial, open = r.serial, r.open
+		recs = append(recs, f)
+	}
+	return recs
+}
+
+// rewritten looks into the payload of a record that does not match for a record
+// of a later open: a crash had torn this one, and the log went on over it. It
+// returns its place, or 0. (A payload's own bytes cannot pass for one: a record
+// that was copied into a payload has a lower serial.)
+func rewritten(b []byte, f found, seed uint32) int64 {
+	if f.ok {
+		return 0
+	}
+	for pos := pageUp(f.pos); pos < f.pos+f.payloadLen; pos += vfs.PageSize {
+		if r, ok := decodeHead(b[pos:], seed); ok && r.serial >= f.serial && r.open > f.open {
+			return pos
+		}
+	}
+	return 0
+}
+
+// assemble puts the records of all slots into one log and finds its end.
+func assemble(all []found, durable uint64) *scannedLog {
+	sort.SliceStable(all, func(i, j int) bool {
+		if all[i].serial != all[j].serial {
+			return all[i].serial < all[j].serial
+		}
+		return all[i].open > all[j].open
+	})
+	log := &scannedLog{durable: durable}
+	var serial, open uint64
+	for _, f := range all {
+		if f.serial == serial || f.open < open {
+			continue // of a tail that a crash had cut off
+		}
+		serial, open = f.serial, f.open
+		log.durable = max(log.durable, f.durable)
+		log.recs = append(log.recs, f)
+	}
+	next := uint64(0)
+	for i := range log.recs {
+		f := &log.recs[i]
+		if i > 0 && f.serial != next {
+			if next > log.durable {
+				log.recs = log.recs[:i]
+				return log
+			}
+			log.holes = append(log.holes, hole{next, f.serial - 1})
+		}
+		if !f.ok && f.serial > log.durable {
+			log.recs = log.recs[:i]
+			return log
+		}
+		next = f.serial + 1
+	}
+	if next <= log.durable {
+		log.holes = append(log.holes, hole{next, log.durable})
+	}
+	return log
+}
+
+// rebuild makes the replicas and the state of the log out of what was scanned.
+func (d *Disk) rebuild(log *scannedLog) error {
+	w := d.wal
+	for i := range log.recs {
+		f := &log.recs[i]
+		w.serial, w.cur, w.pos = f.serial, int(f.slot), f.end
+		w.slots[f.slot].last = f.serial
+	}
+	for _, h := range log.holes {
+		w.serial = max(w.serial, h.last) // a serial is never used twice
+	}
+	w.durable = w.serial
+	body := ckptBody{page: -1, replayFrom: 1}
+	for i := range log.recs {
+		if log.recs[i].typ == recCkpt {
+			b, ok := decodeCkpt(log.recs[i].extra)
+			if !ok {
+				return holdfast.Errorf(holdfast.ErrIntegrity, "a checkpoint record contradicts itself")
+			}
+			body = b
+		}
+	}
+	switch {
+	case len(log.recs) == 0 && log.durable > 0:
+		return holdfast.Errorf(holdfast.ErrIntegrity, "the log is gone: it was durable up to record %d", log.durable)
+	case len(log.recs) > 0 && log.recs[0].serial > body.replayFrom:
+		if body.upTo == 0 {
+			return holdfast.Errorf(holdfast.ErrIntegrity, "the log begins at record %d and holds no checkpoint", log.recs[0].serial)
+		}
+		log.holes = append([]hole{{body.replayFrom, log.recs[0].serial - 1}}, log.holes...)
+	}
+	w.keepFrom = body.replayFrom
+	saved, err := d.loadDirectory(body)
+	if err != nil {
+		return err
+	}
+	p := newReplay(d, saved, body, log)
+	if err := p.run(); err != nil {
+		return err
+	}
+	d.alloc.loaded()
+	for _, s := range p.saved {
+		if err := p.finish(s); err != nil {
+			return err
+		}
+		d.replicas[s.r.desc.Replica] = s.r
+	}
+	return nil
+}
+
+// loadDirectory reads the replicas of the last checkpoint and their maps.
+func (d *Disk) loadDirectory(body ckptBody) (map[holdfast.ReplicaID]*savedState, error) {
+	saved := map[holdfast.ReplicaID]*savedState{}
+	var all []byte
+	ref := pageRef{body.page, body.crc}
+	for i := int64(0); ref.page >= 0; i++ {
+		if i > d.alloc.chunks*pagesPerChunk || !d.alloc.usePage(ref.page) {
+			return nil, holdfast.Errorf(holdfast.ErrIntegrity, "the directory of replicas goes in circles")
+		}
+		b, err := d.readPage(ref.page)
+		if err != nil {
+			return nil, err
+		}
+		used := binary.LittleEndian.Uint32(b[28:])
+		if !checkPage(b, holdfast.ReplicaID{}, levelDir, i, ref.crc, d.seed) || used > dirPayload {
+			return nil, holdfast.Errorf(holdfast.ErrIntegrity, "page %d of the directory of replicas does not match its checksum", i)
+		}
+		d.dirPages = append(d.dirPages, ref.page)
+		all = append(all, b[pageHead+nodeEntry:][:used]...)
+		ref = pageRef{int64(binary.LittleEndian.Uint64(b[pageHead:])), binary.LittleEndian.Uint32(b[pageHead+8:])}
+	}
+	for len(all) > 0 {
+		s, n, err := d.decodeState(all)
+		if err != nil {
+			return nil, err
+		}
+		all = all[n:]
+		err = s.r.tree.load(s.root, d.seed, d.alloc.chunks, d.readPage, d.alloc.usePage, func(c uint32) bool { return d.alloc.use(int64(c)) })
+		if err != nil {
+			return nil, holdfast.Errorf(holdfast.KindOf(err), "load the map of replica %v: %w", s.r.desc.Replica, err)
+		}
+		saved[s.r.desc.Replica] = s
+	}
+	if uint64(len(saved)) != body.replicas {
+		return nil, holdfast.Errorf(holdfast.ErrIntegrity, "the directory holds %d replicas, not %d", len(saved), body.replicas)
+	}
+	return saved, nil
+}
+
+func (d *Disk) readPage(page int64) ([]byte, error) {
+	b := vfs.AlignedBuffer(pageSize)
+	_, err := d.main.ReadDirectAt(b, d.pageOffset(page))
+	if err != nil {
+		return nil, holdfast.Errorf(holdfast.ErrIO, "read map page %d: %w", page, err)
+	}
+	return b, nil
+}
+
+// replay brings the replicas of the last checkpoint to the end of the log.
+type replay struct {
+	d     *Disk
+	saved map[holdfast.ReplicaID]*savedState
+	body  ckptBody
+	log   *scannedLog
+	logs  map[holdfast.ReplicaID]*foundLog
+}
+
+// foundLog is what the log says of one replica beside its checkpointed state.
+type foundLog struct {
+	entries  map[holdfast.Seq]*logEntry
+	tail     holdfast.Seq
+	installs []*found
+}
+
+func newReplay(d *Disk, saved map[holdfast.ReplicaID]*savedState, body ckptBody, log *scannedLog) *replay {
+	p := &replay{d: d, saved: saved, body: body, log: log, logs: map[holdfast.ReplicaID]*foundLog{}}
+	for id, s := range saved {
+		p.logs[id] = &foundLog{entries: map[holdfast.Seq]*logEntry{}, tail: s.r.ckpt}
+	}
+	return p
+}
+
+// run goes through the records in order. Entries before what must be replayed
+// serve Entries alone, and only from behind the last hole: a TRUNC may be in it.
+func (p *replay) run() error {
+	from := uint64(0)
+	for _, h := range p.log.holes {
+		if h.last < p.body.replayFrom {
+			from = h.last + 1
+		}
+	}
+	for i := range p.log.recs {
+		if f := &p.log.recs[i]; f.serial >= from {
+			if err := p.one(f); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+func (p *replay) one(f *found) error {
+	if f.typ == recCreate {
+		if f.serial <= p.body.upTo || p.saved[f.replica] != nil {
+			return nil // it is in the directory, or dead since
+		}
+		desc, ok := decodeDesc(f.replica, f.extra)
+		if !ok {
+			return holdfast.Errorf(holdfast.ErrIntegrity, "the record of replica %v's creation contradicts itself", f.replica)
+		}
+		p.saved[f.replica] = &savedState{r: newReplica(p.d, desc), seen: f.serial, root: noPage}
+		p.logs[f.replica] = &foundLog{entries: map[holdfast.Seq]*logEntry{}}
+		return nil
+	}
+	s := p.saved[f.replica]
+	if s == nil {
+		return nil // of the disk, or of a replica that is gone
+	}
+	r, l := s.r, p.logs[f.replica]
+	r.commit = max(r.commit, f.commit)
+	isNew := f.serial > s.seen
+	switch f.typ {
+	case recWrite, recZero, recTrim:
+		if f.off%blockSize != 0 || f.length%blockSize != 0 || f.length <= 0 || f.length > r.desc.Size || f.off > r.desc.Size-f.length ||
+			f.typ == recWrite && f.length != f.payloadLen {
+			return holdfast.Errorf(holdfast.ErrIntegrity, "entry %d of replica %v in the log contradicts itself", f.seq, f.replica)
+		}
+		l.entries[f.seq] = &logEntry{
+			epoch: f.epoch, seq: f.seq, commit: f.commit, typ: f.typ, off: f.off, length: f.length,
+			crc: f.crc, serial: f.serial, slot: f.slot, pos: f.pos, bad: !f.ok,
+		}
+		l.tail = max(l.tail, f.seq)
+	case recTrunc:
+		for s := l.tail; s > f.seq && s > r.ckpt; s-- {
+			delete(l.entries, s)
+		}
+		l.tail = max(min(l.tail, f.seq), r.ckpt)
+		if isNew {
+			s.tail = min(s.tail, l.tail)
+		}
+	case recRebase:
+		clear(l.entries)
+		l.tail = r.ckpt
+		if isNew {
+			r.rebase(f.epoch, f.seq)
+			l.tail, s.tail = f.seq, f.seq
+		}
+	case recInstall:
+		if isNew {
+			l.installs = append(l.installs, f)
+		}
+	case recFence:
+		r.fence = max(r.fence, f.epoch)
+	case recHint:
+		if v := holdfast.ISRVersion(f.seq); f.epoch > r.hintEpoch || f.epoch == r.hintEpoch && v > r.hintISR {
+			r.hintEpoch, r.hintISR = f.epoch, v
+		}
+	case recIntact:
+		if isNew {
+			r.intact, r.intactEpoch, r.intactFiles, r.intactBoot = true, f.epoch, uint64(f.seq), string(f.extra)
+		}
+	case recDelete:
+		if isNew {
+			p.d.releaseTree(r.tree)
+			delete(p.saved, f.replica)
+			delete(p.logs, f.replica)
+		}
+	case recCommit:
+	default:
+		return holdfast.Errorf(holdfast.ErrUnsupported, "the log holds records of type %d, which this program does not know", f.typ)
+	}
+	return nil
+}
+
+// finish gives a replica its log and brings its installed chunks in place.
+func (p *replay) finish(s *savedState) error {
+	r, l, d := s.r, p.logs[s.r.desc.Replica], p.d
+	r.lastSerial = s.seen
+	r.index.indexed = r.ckpt
+	r.applied, r.tail = r.ckpt, r.ckpt
+	first := r.ckpt + 1
+	for e := l.entries[first-1]; e != nil && !e.bad; e = l.entries[first-1] {
+		first-- // a bad one was being overwritten
+	}
+	tails := r.tails
+	for n := len(tails); n > 0 && tails[n-1].First > r.ckpt; n-- {
+		tails = tails[:n-1]
+	}
+	r.tails = tails
+	for q := first; q <= l.tail; q++ {
+		e := l.entries[q]
+		if e == nil {
+			r.damage("entry %d is missing from its log", q)
+			break
+		}
+		if q > r.ckpt {
+			r.index.push(e)
+			r.tail = q
+			r.startEpoch(e.epoch, q)
+		} else {
+			r.index.entries = append(r.index.entries, e)
+		}
+		r.lastSerial = max(r.lastSerial, e.serial)
+		if e.bad {
+			d.log.Error("logged bytes lost", "replica", r.desc.Replica.String(), "seq", uint64(e.seq), "offset", e.off, "length", e.length)
+		}
+	}
+	if r.tail < s.tail {
+		r.damage("its log ends at entry %d and was durable up to %d", r.tail, s.tail)
+	}
+	for _, h := range p.log.holes {
+		if h.last >= p.body.replayFrom && h.last > s.seen {
+			r.damage("records %d to %d of the disk's log are unreadable", h.first, h.last)
+		}
+	}
+	r.dur, r.durMark = r.tail, r.commit
+	r.floor = max(r.applied, min(r.commit, r.tail))
+	r.intact = r.intact && r.damaged == nil && d.mayBeIntact() && r.intactBoot == d.bootID && r.intactFiles == d.identity
+	for _, e := range r.index.entries {
+		if e.bad && e.seq > r.ckpt {
+			r.intact = false
+		}
+	}
+	r.tree.each(0, maxSegment/chunkSize, func(_ int64, e *chunkEntry) { r.asOf = max(r.asOf, e.asOf) })
+	p.promise(r)
+	for _, f := range l.installs {
+		if err := p.install(r, f); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// damage marks the replica as one whose durable log is not all there.
+func (r *Replica) damage(format string, args ...any) {
+	if r.damaged != nil {
+		return
+	}
+	why := holdfast.Errorf(holdfast.ErrIntegrity, format, args...)
+	r.damaged = holdfast.Errorf(holdfast.ErrIntegrity, "replica %v is damaged: %w", r.desc.Replica, why).
+		WithRemedy("delete it and let it be rebuilt from a peer")
+	r.d.log.Error("replica damaged", "replica", r.desc.Replica.String(), "error", why)
+}
+
+// promise reserves the chunks that logged writes will need.
+func (p *replay) promise(r *Replica) {
+	for _, e := range r.index.entries {
+		if e.seq <= r.ckpt || e.typ != recWrite {
+			continue
+		}
+		for c := e.off / chunkSize; c <= (e.off+e.length-1)/chunkSize; c++ {
+			if _, ok := r.reserved[c]; !ok && r.tree.get(c).typ != chunkMapped {
+				r.reserved[c] = struct{}{}
+				p.d.alloc.promise(1)
+			}
+		}
+	}
+}
+
+// install does once more what an InstallChunk above the checkpoint did. Its
+// payload is in the log; an unreadable one is poison in the blocks it held.
+func (p *replay) install(r *Replica, f *found) error {
+	c, ok := decodeInstall(&f.record)
+	if !ok || c.Index < 0 || c.Index > (r.desc.Size-1)/chunkSize {
+		return holdfast.Errorf(holdfast.ErrIntegrity, "an install of replica %v in the log contradicts itself", f.replica)
+	}
+	c.Data = make([]byte, chunkSize)
+	payload := make([]byte, f.payloadLen)
+	if err := p.d.wal.read(payload, f.slot, f.pos); err != nil {
+		return holdfast.Errorf(holdfast.ErrIO, "read an install from the log: %w", err)
+	}
+	k := 0
+	for i, s := range c.State {
+		if s != BlockData {
+			continue
+		}
+		b := payload[k*blockSize : (k+1)*blockSize]
+		k++
+		if !payloadMatches(c.CRC[i:i+1], b) {
+			c.State[i], c.CRC[i] = BlockPoison, 0
+			r.intact = false
+			continue
+		}
+		copy(c.Data[i*blockSize:], b)
+	}
+	old := r.tree.get(c.Index)
+	var phys uint32
+	if packStates(&c.State) != 0 {
+		_, promised := r.reserved[c.Index]
+		delete(r.reserved, c.Index)
+		var err error
+		if phys, err = p.d.alloc.take(promised); err != nil {
+			return err
+		}
+	}
+	err := r.replaceChunk(&c, phys, old)
+	if err != nil && !errors.Is(err, holdfast.ErrIntegrity) {
+		return err
+	}
+	return nil
+}

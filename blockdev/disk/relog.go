@@ -1,0 +1,117 @@
+package disk
+
+import "github.com/holdfast-storage/holdfast"
+
+// Entries that wait for their commit keep their place in the log from being
+// used again, and everything written after them as well. The tail of a volume
+// that nobody attaches would so fill the log of all. So a checkpoint logs the
+// entries that have become older than half the log once more, at its head: the
+// same epochs and seqs in new records. Until the checkpoint that follows is
+// durable, the old records stay.
+
+// relogBatch bounds the memory that logging again takes.
+const relogBatch = 4 << 20
+
+// relogOld logs old uncommitted entries again. held is the replica whose order
+// the caller holds, if any; one that is busy is left for the next time. A log
+// that has no room for it stays as it is.
+func (d *Disk) relogOld(held *Replica) error {
+	for _, r := range d.Replicas() {
+		if r != held && !r.order.TryLock() {
+			continue
+		}
+		err := r.relog()
+		if r != held {
+			r.order.Unlock()
+		}
+		if err == errWALFull {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// relog logs this replica's old entries again. The caller holds order, so none
+// of them is truncated while its new record is written: that record would bring
+// it back.
+func (r *Replica) relog() error {
+	old := r.oldEntries()
+	for len(old) > 0 {
+		n, err := r.relogSome(old)
+		if err != nil {
+			return err
+		}
+		old = old[n:]
+	}
+	return nil
+}
+
+// oldEntries returns the entries that are to be logged again: none if they are
+// more than a quarter of the log, which moving them would only churn.
+func (r *Replica) oldEntries() []*logEntry {
+	r.mu.RLock()
+	defer r.mu.RUnlock()
+	if r.deleted {
+		return nil
+	}
+	var old []*logEntry
+	total := int64(0)
+	for s := r.applied + 1; s <= r.tail; s++ {
+		if e := r.index.get(s); r.d.wal.isOld(e.slot) {
+			if e.bad {
+				return nil // what is left of its record is all there is
+			}
+			old = append(old, e)
+			total += recordFixed + int64(len(e.crc))*(4+blockSize)
+		}
+	}
+	if total > r.d.wal.size()/4 {
+		return nil
+	}
+	return old
+}
+
+// relogSome logs the first of the entries again and returns how many.
+func (r *Replica) relogSome(old []*logEntry) (int, error) {
+	req := walRequest{class: classRelog}
+	total := 0
+	for _, e := range old {
+		if total += len(e.crc) * blockSize; total > relogBatch && len(req.recs) > 0 {
+			break
+		}
+		rec := record{
+			typ: e.typ, flags: flagRelogged, replica: r.desc.Replica, epoch: e.epoch, seq: e.seq, commit: e.commit,
+			off: e.off, length: e.length, crc: e.crc,
+		}
+		if e.typ == recWrite {
+			rec.payload = make([]byte, e.length)
+			if err := r.readPayload(rec.payload, e, 0); err != nil {
+				return 0, err
+			}
+		}
+		req.recs = append(req.recs, rec)
+	}
+	r.begin()
+	err := r.d.wal.submit(&req)
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for i := 0; i < req.done; i++ {
+		old[i].serial, old[i].slot, old[i].pos = req.where[i].serial, req.where[i].slot, req.where[i].pos
+	}
+	r.reflect(&req)
+	if err != nil && err != errWALFull {
+		return req.done, holdfast.Errorf(holdfast.KindOf(err), "log entries of replica %v again: %w", r.desc.Replica, err)
+	}
+	return req.done, err
+}
+
+// isOld reports whether a slot is in the older half of the log.
+func (w *wal) isOld(slot int32) bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	n := len(w.slots)
+	return 2*((w.cur-int(slot)+n)%n) >= n
+}

@@ -1,0 +1,599 @@
+package disk
+
+import (
+	"context"
+	"hash/crc32"
+	"math"
+	"sync"
+
+	"github.com/holdfast-storage/holdfast"
+)
+
+// Replica is one copy of one segment on a disk. All methods may be called
+// concurrently; those that change the log take effect one after the other.
+type Replica struct {
+	d    *Disk
+	desc ReplicaDesc
+
+	order    sync.Mutex // one operation on the log at a time, across its I/O
+	applying sync.Mutex // the apply lock (protocol, section 8), held across the I/O of a batch
+	req      walRequest // of whoever holds order
+
+	mu       sync.RWMutex
+	fence    holdfast.Epoch
+	tail     holdfast.Seq
+	dur      holdfast.Seq // lower bound; see durable
+	commit   holdfast.Seq
+	marks    []commitMark // commits in the log that may not be durable yet
+	durMark  holdfast.Seq // highest commit in the log known to be durable
+	applied  holdfast.Seq
+	floor    holdfast.Seq // chunks may hold entries up to here
+	asOf     holdfast.Seq // the highest asOf of an installed chunk
+	limit    holdfast.Seq // nothing above may be applied now: it is being truncated
+	ckpt     holdfast.Seq
+	tails    []EpochStart
+	index    *logIndex
+	tree     *tree              // read and changed under mu, changed by who holds applying too
+	reserved map[int64]struct{} // chunks promised to logged writes
+	inflight []Entry            // being logged now
+
+	intact      bool
+	intactEpoch holdfast.Epoch
+	intactBoot  string
+	intactFiles uint64
+	hintEpoch   holdfast.Epoch
+	hintISR     holdfast.ISRVersion
+
+	// lastSerial: every record of this replica up to here is reflected in the
+	// fields above. submitting: records above submitLow may be written and not
+	// yet reflected.
+	lastSerial uint64
+	submitting bool
+	submitLow  uint64
+
+	damaged error
+	deleted bool
+}
+
+// commitMark says that the record of serial tells of commit.
+type commitMark struct {
+	serial uint64
+	commit holdfast.Seq
+}
+
+// maxMarks bounds the marks; beyond it the newest takes the last one's place,
+// which only makes it known to be durable later.
+const maxMarks = 64
+
+func newLogIndex() *logIndex { return &logIndex{chunks: map[int64]*chunkLog{}} }
+
+func newReplica(d *Disk, desc ReplicaDesc) *Replica {
+	return &Replica{
+		d: d, desc: desc, limit: math.MaxUint64,
+		index: newLogIndex(), tree: newTree(desc.Replica, desc.Size), reserved: map[int64]struct{}{},
+	}
+}
+
+// usable returns why the replica cannot be used, or nil. Under mu.
+func (r *Replica) usable() error {
+	switch {
+	case r.deleted:
+		return holdfast.Errorf(holdfast.ErrNotFound, "replica %v was deleted", r.desc.Replica)
+	case r.damaged != nil:
+		return r.damaged
+	}
+	return r.d.failed()
+}
+
+// Append logs entries. The first must be the one after the tail, the rest
+// follow without gaps (R1; else a *GapError, nothing logged); epochs never fall
+// along the log and none is above the fence (ErrInvalid). The payload of a
+// write must match its crcs (ErrIntegrity, nothing logged).
+//
+// On return all are received: write(2) has returned for them and everything
+// before them. With ErrNoSpace (no chunk left for a write, or a log full of
+// uncommitted entries) a first part of the entries may have been logged;
+// Status().Tail tells. Any other error after that is the disk's failure. While
+// the log is full of entries that can be applied, Append waits.
+// The slices belong to the caller again on return.
+func (r *Replica) Append(entries []Entry) error {
+	if len(entries) == 0 {
+		return nil
+	}
+	crcs := 0
+	for i := range entries {
+		if err := r.check(&entries[i]); err != nil {
+			return err
+		}
+		crcs += len(entries[i].CRC)
+	}
+	r.order.Lock()
+	defer r.order.Unlock()
+	if err := r.d.slow(r); err != nil {
+		return err
+	}
+	if err := r.admit(entries); err != nil {
+		return err
+	}
+	return r.logEntries(entries, crcs)
+}
+
+// check looks at what concerns one entry alone.
+func (r *Replica) check(e *Entry) error {
+	bad := func(what string) error {
+		return holdfast.Errorf(holdfast.ErrInvalid, "entry %d of replica %v: %s at %d, %d bytes: %s", e.Seq, r.desc.Replica, e.Type, e.Offset, e.Length, what)
+	}
+	if e.Offset < 0 || e.Length <= 0 || e.Offset%blockSize != 0 || e.Length%blockSize != 0 || e.Length > r.desc.Size || e.Offset > r.desc.Size-e.Length {
+		return bad("not whole blocks within the segment")
+	}
+	switch e.Type {
+	case OpWrite:
+		if e.Length > holdfast.MaxOpSize || int64(len(e.Payload)) != e.Length || int64(len(e.CRC)) != e.Length/blockSize {
+			return bad("payload or checksums do not fit")
+		}
+		for i, c := range e.CRC {
+			if got := crc32.Checksum(e.Payload[i*blockSize:(i+1)*blockSize], castagnoli); got != c {
+				return holdfast.Errorf(holdfast.ErrIntegrity, "entry %d of replica %v: block %d has checksum %08x, not %08x",
+					e.Seq, r.desc.Replica, e.Offset/blockSize+int64(i), got, c)
+			}
+		}
+	case OpZero, OpTrim:
+		if len(e.Payload) != 0 || len(e.CRC) != 0 {
+			return bad("it carries a payload")
+		}
+	default:
+		return bad("unknown type")
+	}
+	return nil
+}
+
+// admit checks the entries against the log and promises them chunks.
+func (r *Replica) admit(entries []Entry) error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if err := r.usable(); err != nil {
+		return err
+	}
+	last := holdfast.Epoch(0)
+	if n := len(r.tails); n > 0 {
+		last = r.tails[n-1].Epoch
+	}
+	for i := range entries {
+		e := &entries[i]
+		if e.Seq != r.tail+1+holdfast.Seq(i) {
+			return &GapError{Wanted: e.Seq, First: r.first(), Tail: r.tail}
+		}
+		if e.Epoch > r.fence || e.Epoch < last {
+			return holdfast.Errorf(holdfast.ErrInvalid, "entry %d of replica %v: epoch %d, with the log at epoch %d and the fence at %d",
+				e.Seq, r.desc.Replica, e.Epoch, last, r.fence)
+		}
+		last = e.Epoch
+	}
+	var fresh []int64
+	for i := range entries {
+		e := &entries[i]
+		if e.Type != OpWrite {
+			continue
+		}
+		for c := e.Offset / chunkSize; c <= (e.Offset+e.Length-1)/chunkSize; c++ {
+			if _, ok := r.reserved[c]; !ok && r.tree.get(c).typ != chunkMapped {
+				r.reserved[c] = struct{}{}
+				fresh = append(fresh, c)
+			}
+		}
+	}
+	if len(fresh) > 0 {
+		if err := r.d.alloc.reserve(int64(len(fresh))); err != nil {
+			for _, c := range fresh {
+				delete(r.reserved, c)
+			}
+			return holdfast.Errorf(holdfast.ErrNoSpace, "log entry %d of replica %v: %w", entries[0].Seq, r.desc.Replica, err)
+		}
+	}
+	r.inflight = entries
+	return nil
+}
+
+// logEntries writes the admitted entries to the log and indexes them.
+func (r *Replica) logEntries(entries []Entry, crcs int) error {
+	made := make([]logEntry, len(entries))
+	sums := make([]uint32, 0, crcs)
+	req := &r.req
+	req.recs, req.class = req.recs[:0], classEntry
+	for i := range entries {
+		e, m := &entries[i], &made[i]
+		*m = logEntry{epoch: e.Epoch, seq: e.Seq, commit: e.Commit, typ: recordType(e.Type), off: e.Offset, length: e.Length}
+		n := len(sums)
+		sums = append(sums, e.CRC...)
+		m.crc = sums[n:len(sums):len(sums)]
+		req.recs = append(req.recs, record{
+			typ: m.typ, replica: r.desc.Replica, epoch: e.Epoch, seq: e.Seq, commit: e.Commit,
+			off: e.Offset, length: e.Length, crc: m.crc, payload: e.Payload,
+		})
+	}
+	reclaimed := false
+	for {
+		r.begin()
+		req.where, req.done, req.err = req.where[:0], 0, nil
+		err := r.d.wal.submit(req)
+		r.mu.Lock()
+		for i := 0; i < req.done; i++ {
+			m := &made[i]
+			m.serial, m.slot, m.pos = req.where[i].serial, req.where[i].slot, req.where[i].pos
+			r.push(m)
+		}
+		r.reflect(req)
+		if req.done > 0 {
+			reclaimed = false
+		}
+		made, entries = made[req.done:], entries[req.done:]
+		r.inflight = entries
+		if len(entries) == 0 || err != errWALFull || reclaimed {
+			r.inflight = nil
+			r.dropPromises(entries)
+			r.mu.Unlock()
+			clear(req.recs) // no reference to the caller's payload stays
+			if err != nil {
+				return holdfast.Errorf(holdfast.KindOf(noSpace(err)), "log an entry of replica %v: %w", r.desc.Replica, noSpace(err))
+			}
+			return nil
+		}
+		r.mu.Unlock()
+		req.recs = req.recs[:copy(req.recs, req.recs[req.done:])]
+		if err := r.d.reclaim(r); err != nil {
+			r.mu.Lock()
+			r.inflight = nil
+			r.dropPromises(entries)
+			r.mu.Unlock()
+			return err
+		}
+		reclaimed = true
+	}
+}
+
+// begin notes that records are about to be written whose effect is not yet
+// reflected; see Disk.capture.
+func (r *Replica) begin() {
+	r.mu.Lock()
+	r.submitting, r.submitLow = true, r.d.wal.written()
+	r.mu.Unlock()
+}
+
+// reflect notes that the request's records are reflected. Under mu.
+func (r *Replica) reflect(req *walRequest) {
+	r.submitting = false
+	if req.done > 0 {
+		r.lastSerial = req.where[req.done-1].serial
+	}
+}
+
+// push makes a logged entry part of the log. Under mu.
+func (r *Replica) push(e *logEntry) {
+	r.index.push(e)
+	r.tail = e.seq
+	r.startEpoch(e.epoch, e.seq)
+	r.mark(e.serial, e.commit)
+	r.commit = max(r.commit, e.commit)
+}
+
+func (r *Replica) startEpoch(epoch holdfast.Epoch, first holdfast.Seq) {
+	if n := len(r.tails); n > 0 && r.tails[n-1].Epoch == epoch {
+		return
+	}
+	if len(r.tails) == MaxEpochTails {
+		r.tails = append(r.tails[:0], r.tails[1:]...)
+	}
+	r.tails = append(r.tails, EpochStart{epoch, first})
+}
+
+// mark notes that a record tells of a commit. Under mu.
+func (r *Replica) mark(serial uint64, commit holdfast.Seq) {
+	n := len(r.marks)
+	if commit <= r.durMark || n > 0 && commit <= r.marks[n-1].commit {
+		return
+	}
+	if n == maxMarks {
+		r.marks = r.marks[:n-1]
+	}
+	r.marks = append(r.marks, commitMark{serial, commit})
+}
+
+// loggedCommit is the highest commit that any record tells of. Under mu.
+func (r *Replica) loggedCommit() holdfast.Seq {
+	if n := len(r.marks); n > 0 {
+		return r.marks[n-1].commit
+	}
+	return r.durMark
+}
+
+// settleDurable raises dur and durMark to what the WAL says. Under mu.
+func (r *Replica) settleDurable() {
+	durable := r.d.wal.durableSerial()
+	for r.dur < r.tail {
+		if e := r.index.get(r.dur + 1); e != nil && e.serial > durable {
+			break
+		}
+		r.dur++
+	}
+	n := 0
+	for n < len(r.marks) && r.marks[n].serial <= durable {
+		r.durMark = max(r.durMark, r.marks[n].commit)
+		n++
+	}
+	r.marks = append(r.marks[:0], r.marks[n:]...)
+}
+
+// dropPromises gives back the chunks promised to entries that were not logged,
+// unless logged ones need them. Under mu.
+func (r *Replica) dropPromises(entries []Entry) {
+	for i := range entries {
+		if entries[i].Type != OpWrite {
+			continue
+		}
+		for c := entries[i].Offset / chunkSize; c <= (entries[i].Offset+entries[i].Length-1)/chunkSize; c++ {
+			if r.index.chunks[c] == nil {
+				r.dropPromise(c)
+			}
+		}
+	}
+}
+
+// dropPromise gives back what was promised to a chunk. Under mu.
+func (r *Replica) dropPromise(chunk int64) {
+	if _, ok := r.reserved[chunk]; ok {
+		delete(r.reserved, chunk)
+		r.d.alloc.release(1)
+	}
+}
+
+// lowest is the last entry whose bytes may be in chunks already. Under mu.
+func (r *Replica) lowest() holdfast.Seq { return max(r.floor, r.asOf) }
+
+// first is the oldest entry held. Under mu.
+func (r *Replica) first() holdfast.Seq {
+	if len(r.index.entries) > 0 {
+		return r.index.entries[0].seq
+	}
+	return r.tail + 1
+}
+
+// Sync returns once every entry appended before the call is durable, and up to
+// where the log is. Calls on all replicas of the disk share fdatasyncs. A
+// cancelled context ends the wait with ErrTimeout.
+func (r *Replica) Sync(ctx context.Context) (holdfast.Seq, error) {
+	r.mu.RLock()
+	serial, err := r.lastSerial, r.usable()
+	r.mu.RUnlock()
+	if err != nil {
+		return 0, err
+	}
+	if err := r.d.wal.sync(ctx, serial); err != nil {
+		return 0, err
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.settleDurable()
+	return r.dur, nil
+}
+
+// change writes one control record, makes it and everything before it durable,
+// and reflects it. The caller holds order.
+func (r *Replica) change(rec record, durable bool, effect func()) error {
+	rec.replica = r.desc.Replica
+	r.req.recs = append(r.req.recs[:0], rec)
+	r.req.where, r.req.done, r.req.err, r.req.class = r.req.where[:0], 0, nil, classFence
+	r.begin()
+	err := r.d.wal.submit(&r.req)
+	if err == nil && durable {
+		err = r.d.wal.sync(context.Background(), r.req.where[0].serial)
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.reflect(&r.req)
+	if err != nil {
+		return noSpace(err)
+	}
+	effect()
+	r.settleDurable()
+	return nil
+}
+
+// Fence raises the fence to epoch. On return the fence and the whole tail are
+// durable (R4, R5: the seal). An epoch that is not above the present fence is
+// refused with a *FenceError that names it.
+func (r *Replica) Fence(epoch holdfast.Epoch) error {
+	r.order.Lock()
+	defer r.order.Unlock()
+	r.mu.RLock()
+	err, present := r.usable(), r.fence
+	r.mu.RUnlock()
+	if err != nil {
+		return err
+	}
+	if epoch <= present {
+		return &FenceError{Present: present, Asked: epoch}
+	}
+	if err := r.change(record{typ: recFence, epoch: epoch}, true, func() { r.fence = epoch }); err != nil {
+		return holdfast.Errorf(holdfast.KindOf(err), "fence replica %v at epoch %d: %w", r.desc.Replica, epoch, err)
+	}
+	return nil
+}
+
+// Truncate drops the entries above to; durable on return, together with all
+// that is left. It is refused (ErrRefused) below Status().Floor: chunks may
+// hold what it would drop. At or above the tail it only syncs.
+func (r *Replica) Truncate(to holdfast.Seq) error {
+	r.order.Lock()
+	defer r.order.Unlock()
+	r.mu.Lock()
+	err, tail := r.usable(), r.tail
+	floor := min(r.lowest(), tail)
+	if err == nil && to >= floor {
+		r.limit = to // nothing above gets into chunks while this goes on
+	}
+	serial := r.lastSerial
+	r.mu.Unlock()
+	switch {
+	case err != nil:
+		return err
+	case to < floor:
+		return holdfast.Errorf(holdfast.ErrRefused, "truncate replica %v to %d: its chunks may hold entries up to %d", r.desc.Replica, to, floor)
+	}
+	if to >= tail {
+		err = r.d.wal.sync(context.Background(), serial)
+	} else {
+		err = r.change(record{typ: recTrunc, seq: to}, true, func() { r.cut(to) })
+	}
+	r.lift()
+	if err != nil {
+		return holdfast.Errorf(holdfast.KindOf(err), "truncate replica %v to %d: %w", r.desc.Replica, to, err)
+	}
+	return nil
+}
+
+// lift ends a limit on what may be applied.
+func (r *Replica) lift() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.limit = math.MaxUint64
+}
+
+// cut drops the entries above to from memory. Under mu.
+func (r *Replica) cut(to holdfast.Seq) {
+	r.index.cut(to, r.dropPromise)
+	r.tail = min(r.tail, to)
+	r.dur = min(r.dur, to)
+	for n := len(r.tails); n > 0 && r.tails[n-1].First > to; n-- {
+		r.tails = r.tails[:n-1]
+	}
+}
+
+// SetCommit raises commit; a lower value changes nothing. What is committed
+// and durable here is applied in the background (R9).
+func (r *Replica) SetCommit(seq holdfast.Seq) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.commit = max(r.commit, seq)
+}
+
+// DeclareIntact records that, as the writer of epoch says, everything that
+// this replica acknowledged as received is here. It is remembered while this
+// kernel runs and the files are the same. ErrRefused on a disk that was marked
+// as failed or whose file system does not keep its pages in this kernel alone.
+func (r *Replica) DeclareIntact(epoch holdfast.Epoch) error {
+	r.order.Lock()
+	defer r.order.Unlock()
+	r.mu.RLock()
+	err, known := r.usable(), r.intact && r.intactEpoch == epoch
+	r.mu.RUnlock()
+	switch {
+	case err != nil:
+		return err
+	case known:
+		return nil
+	case !r.d.mayBeIntact():
+		return holdfast.Errorf(holdfast.ErrRefused, "declare replica %v intact: its disk was marked as failed, or lies on a file system outside this kernel's page cache", r.desc.Replica)
+	}
+	rec := record{typ: recIntact, epoch: epoch, seq: holdfast.Seq(r.d.identity), extra: []byte(r.d.bootID)}
+	err = r.change(rec, false, func() {
+		r.intact, r.intactEpoch, r.intactBoot, r.intactFiles = true, epoch, r.d.bootID, r.d.identity
+	})
+	if err != nil {
+		return holdfast.Errorf(holdfast.KindOf(err), "declare replica %v intact: %w", r.desc.Replica, err)
+	}
+	return nil
+}
+
+func (d *Disk) mayBeIntact() bool { return d.keepsPages && d.super.flags&superFailed == 0 }
+
+// SetHint records the highest (epoch, ISR version) that this replica was told
+// of; a lower one changes nothing. Received on return, durable with the next Sync.
+func (r *Replica) SetHint(epoch holdfast.Epoch, v holdfast.ISRVersion) error {
+	r.order.Lock()
+	defer r.order.Unlock()
+	r.mu.RLock()
+	err, known := r.usable(), epoch < r.hintEpoch || epoch == r.hintEpoch && v <= r.hintISR
+	r.mu.RUnlock()
+	if err != nil || known {
+		return err
+	}
+	err = r.change(record{typ: recHint, epoch: epoch, seq: holdfast.Seq(v)}, false, func() {
+		r.hintEpoch, r.hintISR = epoch, v
+	})
+	if err != nil {
+		return holdfast.Errorf(holdfast.KindOf(err), "record the role of replica %v: %w", r.desc.Replica, err)
+	}
+	return nil
+}
+
+// Status returns what the replica knows of itself.
+func (r *Replica) Status() Status {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.settleDurable()
+	return Status{
+		ReplicaDesc: r.desc, Fence: r.fence, Tail: r.tail, Dur: r.dur, First: r.first(), Commit: r.commit,
+		Applied: r.applied, Floor: r.lowest(), Checkpoint: r.ckpt,
+		EpochTails: append([]EpochStart(nil), r.tails...),
+		Intact:     r.intact, IntactEpoch: r.intactEpoch, HintEpoch: r.hintEpoch, HintISR: r.hintISR,
+		Used: r.tree.mapped * chunkSize, Damaged: r.damaged, BadRanges: r.index.badRanges(r.applied),
+	}
+}
+
+// Desc returns the replica's descriptor.
+func (r *Replica) Desc() ReplicaDesc { return r.desc }
+
+// Entries returns entries of the log from a seq on, with their payloads: as
+// many as fit in maxBytes of payload, but at least one; none if from is
+// Tail+1. A *GapError if from is below Status().First or above Tail+1: then
+// only a copy of chunks helps. ErrIntegrity if the payload is lost.
+func (r *Replica) Entries(from holdfast.Seq, maxBytes int) ([]Entry, error) {
+	r.mu.RLock()
+	err, first, tail := r.usable(), r.first(), r.tail
+	var found []*logEntry
+	total := int64(0)
+	if err == nil && from >= first {
+		for s := from; s <= tail; s++ {
+			e := r.index.get(s)
+			if e.typ == recWrite {
+				total += e.length
+			}
+			if len(found) > 0 && total > int64(maxBytes) || len(found) == maxEntries {
+				break
+			}
+			found = append(found, e)
+		}
+	}
+	r.mu.RUnlock()
+	switch {
+	case err != nil:
+		return nil, err
+	case from < first || from > tail+1:
+		return nil, &GapError{Wanted: from, First: first, Tail: tail}
+	}
+	entries := make([]Entry, 0, len(found))
+	for _, e := range found {
+		out := Entry{
+			Epoch: e.epoch, Seq: e.seq, Commit: e.commit, Type: OpType(e.typ),
+			Offset: e.off, Length: e.length, CRC: append([]uint32(nil), e.crc...),
+		}
+		if e.typ == recWrite {
+			out.Payload = make([]byte, e.length)
+			if err := r.readPayload(out.Payload, e, 0); err != nil {
+				r.mu.RLock()
+				gone := r.index.get(e.seq) != e
+				first, tail := r.first(), r.tail
+				r.mu.RUnlock()
+				if gone { // its place in the log was taken while we read
+					return nil, &GapError{Wanted: e.seq, First: first, Tail: tail}
+				}
+				return nil, err
+			}
+		}
+		entries = append(entries, out)
+	}
+	return entries, nil
+}
+
+// maxEntries bounds what Entries returns at once when payloads are small.
+const maxEntries = 4096

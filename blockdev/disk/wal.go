@@ -1,0 +1,474 @@
+package disk
+
+import (
+	"context"
+	"errors"
+	"hash/crc32"
+	"sync"
+
+	"github.com/holdfast-storage/holdfast"
+	"github.com/holdfast-storage/holdfast/blockdev/vfs"
+)
+
+// Sizes of the WAL.
+const (
+	minSlotSize     = 256 << 10 // in tests; Format makes none below 4 MiB
+	maxSlotSize     = 64 << 20  // one file is read into memory at a time when the disk is opened
+	maxBatchRecords = 256       // two iovecs each stay below IOV_MAX
+	maxBatchBytes   = 4 << 20   // a batch holds up those behind it
+)
+
+// errWALFull: the record would use the reserve, or does not fit at all.
+var errWALFull = errors.New("the log is full")
+
+// slot is one WAL file: a file beside the image, or a part of the raw device.
+type slot struct {
+	file vfs.File
+	base int64  // of the slot in the file
+	last uint64 // serial of its last record; 0: none
+}
+
+// wal is the log of one disk. Its records have contiguous serials. It is
+// written in batches of whole pages, each batch by one pwritev; whoever finds
+// no batch being written writes the next one for all that wait (the leader).
+// Waiting for the batch before it is what makes "received" mean "and all
+// before it": a hole can then only be at the end.
+type wal struct {
+	slots    []slot
+	slotSize int64
+	seed     uint32
+	open     uint64
+	reserve  int64
+	// fail ends the disk; forget tells the replicas that the records up to a
+	// serial are about to be overwritten.
+	fail   func(error) error
+	forget func(serial uint64)
+
+	mu       sync.Mutex
+	queue    []*walRequest
+	writing  bool
+	cur      int
+	pos      int64 // where the next batch goes in the current slot
+	serial   uint64
+	durable  uint64
+	keepFrom uint64 // records below are not needed; slots of only such are free
+	failed   error
+	syncing  bool
+	next     *syncRound
+
+	heads []byte // the leader's
+	bufs  [][]byte
+}
+
+// walRequest is the records of one caller, in order.
+type walRequest struct {
+	recs  []record
+	class class
+	where []walPlace // of recs[:done]
+	done  int
+	err   error
+	wake  chan bool // true: lead; false: finished
+}
+
+// walPlace is where a record's payload is.
+type walPlace struct {
+	serial uint64
+	slot   int32
+	pos    int64 // of the payload in the slot
+}
+
+type syncRound struct {
+	lead chan struct{} // holds one token: who takes it does the work
+	done chan struct{}
+	err  error
+}
+
+func newSyncRound() *syncRound {
+	r := &syncRound{lead: make(chan struct{}, 1), done: make(chan struct{})}
+	return r
+}
+
+// submit writes the request's records. With errWALFull, req.done says how many
+// were written all the same.
+func (w *wal) submit(req *walRequest) error {
+	if req.wake == nil {
+		req.wake = make(chan bool, 1)
+	}
+	w.mu.Lock()
+	if w.failed != nil {
+		w.mu.Unlock()
+		return w.failed
+	}
+	w.queue = append(w.queue, req)
+	lead := !w.writing
+	w.writing = true
+	w.mu.Unlock()
+	if !lead && !<-req.wake {
+		return req.err
+	}
+	w.lead(req)
+	return req.err
+}
+
+// lead writes batches until req is finished, then hands over.
+func (w *wal) lead(req *walRequest) {
+	var finished []*walRequest
+	for {
+		finished = w.writeBatch(finished[:0])
+		mine := false
+		for _, f := range finished {
+			if f == req {
+				mine = true
+			} else {
+				f.wake <- false
+			}
+		}
+		if !mine {
+			continue
+		}
+		w.mu.Lock()
+		if len(w.queue) == 0 {
+			w.writing = false
+		} else {
+			w.queue[0].wake <- true
+		}
+		w.mu.Unlock()
+		return
+	}
+}
+
+// writeBatch writes the next batch and returns the requests that it finished.
+// Only the leader calls it; the position is the leader's, the mutex lets others
+// look.
+func (w *wal) writeBatch(finished []*walRequest) []*walRequest {
+	w.mu.Lock()
+	pos, cur, serial, durable := w.pos, w.cur, w.serial, w.durable
+	queue := w.queue
+	full := func(req *walRequest) []*walRequest {
+		req.err = errWALFull
+		w.dequeue(req)
+		w.mu.Unlock()
+		return append(finished, req)
+	}
+	if w.failed != nil {
+		for _, req := range queue {
+			req.err = w.failed
+			finished = append(finished, req)
+		}
+		w.queue = w.queue[:0]
+		w.mu.Unlock()
+		return finished
+	}
+	// The first record decides whether this slot still does.
+	first := queue[0]
+	size := pageUp(first.recs[first.done].size())
+	rest, free := w.slotSize-pos, w.freeSlots()
+	moved := false
+	if size > rest {
+		if free == 0 {
+			return full(first)
+		}
+		moved, rest, free = true, w.slotSize, free-1
+	}
+	spare := rest + free*w.slotSize // what is left for this batch and all after it
+	if spare-size < w.keep(first) {
+		return full(first)
+	}
+	w.mu.Unlock()
+
+	if moved {
+		if err := w.moveOn(&cur, &pos); err != nil {
+			return w.writeBatch(finished) // which finishes all with the failure
+		}
+		w.mu.Lock()
+		durable = w.durable
+		w.mu.Unlock()
+	}
+	// Take whole records as long as they fit.
+	var total int64
+	headTotal, count := 0, 0
+	type take struct {
+		req *walRequest
+		n   int
+	}
+	takes := make([]take, 0, 8)
+gather:
+	for _, req := range queue {
+		n := 0
+		for i := req.done; i < len(req.recs); i++ {
+			size := req.recs[i].size()
+			after := spare - pageUp(total+size)
+			if count == maxBatchRecords || (count > 0 && total+size > maxBatchBytes) ||
+				pageUp(total+size) > rest || after < w.keep(req) {
+				if n > 0 {
+					takes = append(takes, take{req, n})
+				}
+				break gather
+			}
+			total += size
+			headTotal += req.recs[i].headSize()
+			count++
+			n++
+		}
+		takes = append(takes, take{req, n})
+	}
+	if cap(w.heads) < headTotal {
+		w.heads = make([]byte, headTotal)
+	}
+	heads := w.heads[:headTotal]
+	w.bufs = w.bufs[:0]
+	at, k := pos, 0
+	for _, t := range takes {
+		for i := 0; i < t.n; i++ {
+			rec := &t.req.recs[t.req.done+i]
+			k++
+			serial++
+			rec.serial, rec.open, rec.durable = serial, w.open, durable
+			rec.flags &^= flagBatchEnd
+			if k == count {
+				rec.flags |= flagBatchEnd
+			}
+			h := rec.headSize()
+			rec.encodeHead(heads[:h:h], w.seed)
+			w.bufs = append(w.bufs, heads[:h:h])
+			heads = heads[h:]
+			if len(rec.payload) > 0 {
+				w.bufs = append(w.bufs, rec.payload)
+			}
+			t.req.where = append(t.req.where, walPlace{serial: serial, slot: int32(cur), pos: at + int64(h)})
+			at += rec.size()
+		}
+	}
+	if pad := pageUp(at) - at; pad > 0 {
+		w.bufs = append(w.bufs, zeroPage[:pad])
+		at += pad
+	}
+	err := w.slots[cur].file.WritevAt(w.bufs, w.slots[cur].base+pos)
+	clear(w.bufs)
+	if err != nil {
+		err = w.fail(holdfast.Errorf(holdfast.ErrIO, "write the log: %w", err))
+	}
+	w.mu.Lock()
+	if err != nil {
+		w.failed = firstOf(w.failed, err)
+		w.mu.Unlock()
+		return w.writeBatch(finished)
+	}
+	w.pos, w.cur, w.serial = at, cur, serial
+	w.slots[cur].last = serial
+	for _, t := range takes {
+		t.req.done += t.n
+		if t.req.done == len(t.req.recs) {
+			w.dequeue(t.req)
+			finished = append(finished, t.req)
+		}
+	}
+	w.mu.Unlock()
+	return finished
+}
+
+// class says how much of the reserve a record may use. The more a record does
+// to make room, or to let a fence pass, the more.
+type class uint8
+
+const (
+	classEntry  class = iota // entries and installs: nothing of it
+	classRelog               // entries moved to the head: half
+	classFence               // FENCE TRUNC and whatever else concerns one replica: three quarters
+	classCommit              // COMMIT: seven eighths
+	classCkpt                // all
+)
+
+// keep is how much of the log the request must leave.
+func (w *wal) keep(req *walRequest) int64 {
+	switch req.class {
+	case classEntry:
+		return w.reserve
+	case classRelog:
+		return w.reserve / 2
+	case classFence:
+		return w.reserve / 4
+	case classCommit:
+		return w.reserve / 8
+	}
+	return 0
+}
+
+// frees reports whether a slot could be overwritten if the records from the
+// serial on were all that is needed.
+func (w *wal) frees(from uint64) bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	before, keep := w.freeSlots(), w.keepFrom
+	w.keepFrom = max(keep, from)
+	after := w.freeSlots()
+	w.keepFrom = keep
+	return after > before
+}
+
+func (w *wal) dequeue(req *walRequest) {
+	for i, q := range w.queue {
+		if q == req {
+			w.queue = append(w.queue[:i], w.queue[i+1:]...)
+			return
+		}
+	}
+}
+
+// moveOn makes the next slot the current one. The one that is left is synced
+// first, so that a hole in the log can only be in the last slot.
+func (w *wal) moveOn(cur *int, pos *int64) error {
+	if err := w.slots[*cur].file.Sync(); err != nil {
+		err = w.fail(holdfast.Errorf(holdfast.ErrIO, "sync the log: %w", err))
+		w.mu.Lock()
+		w.failed = firstOf(w.failed, err)
+		w.mu.Unlock()
+		return err
+	}
+	n := (*cur + 1) % len(w.slots)
+	if last := w.slots[n].last; last > 0 {
+		w.forget(last)
+	}
+	w.mu.Lock()
+	w.durable = max(w.durable, w.serial)
+	w.cur, w.pos = n, 0
+	w.slots[n].last = 0
+	w.mu.Unlock()
+	*cur, *pos = n, 0
+	return nil
+}
+
+// freeSlots counts the slots after the current one that can be overwritten. Under mu.
+func (w *wal) freeSlots() int64 {
+	n := int64(0)
+	for i := 1; i < len(w.slots); i++ {
+		if s := w.slots[(w.cur+i)%len(w.slots)]; s.last != 0 && s.last >= w.keepFrom {
+			break
+		}
+		n++
+	}
+	return n
+}
+
+// used returns the bytes of the log that cannot be overwritten.
+func (w *wal) used() int64 {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return int64(len(w.slots)-1)*w.slotSize - w.freeSlots()*w.slotSize + w.pos
+}
+
+func (w *wal) size() int64 { return int64(len(w.slots)) * w.slotSize }
+
+// written returns the serial of the last record written.
+func (w *wal) written() uint64 {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.serial
+}
+
+func (w *wal) durableSerial() uint64 {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.durable
+}
+
+// recycle lets the slots whose records are all below the serial be overwritten.
+func (w *wal) recycle(keepFrom uint64) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.keepFrom = max(w.keepFrom, keepFrom)
+}
+
+// sync returns once every record up to the serial is durable. Callers that come
+// while a sync runs share the next one. A cancelled context ends the wait, not the sync.
+func (w *wal) sync(ctx context.Context, serial uint64) error {
+	w.mu.Lock()
+	if w.failed != nil || w.durable >= serial {
+		defer w.mu.Unlock()
+		return w.failed
+	}
+	if w.next == nil {
+		w.next = newSyncRound()
+		if !w.syncing {
+			w.next.lead <- struct{}{}
+			w.syncing = true
+		}
+	}
+	round := w.next
+	w.mu.Unlock()
+
+	select { // whoever can lead does so: the others wait for it
+	case <-round.lead:
+		w.syncOnce(round)
+		return round.err
+	default:
+	}
+	select {
+	case <-round.lead:
+		w.syncOnce(round)
+		return round.err
+	case <-round.done:
+		return round.err
+	case <-ctx.Done():
+		return holdfast.Errorf(holdfast.ErrTimeout, "wait for the log's sync: %w", ctx.Err())
+	}
+}
+
+// syncOnce is one fdatasync for all who joined the round.
+func (w *wal) syncOnce(round *syncRound) {
+	w.mu.Lock()
+	w.next = nil // later callers may have written after this fdatasync began
+	serial, file, err := w.serial, w.slots[w.cur].file, w.failed
+	w.mu.Unlock()
+	// A move to the next slot from here on has synced this one itself.
+	if err == nil {
+		if err = file.Sync(); err != nil {
+			err = w.fail(holdfast.Errorf(holdfast.ErrIO, "sync the log: %w", err))
+		}
+	}
+	w.mu.Lock()
+	if err != nil {
+		w.failed = firstOf(w.failed, err)
+	} else {
+		w.durable = max(w.durable, serial)
+	}
+	round.err = w.failed
+	if w.next != nil {
+		w.next.lead <- struct{}{}
+	} else {
+		w.syncing = false
+	}
+	w.mu.Unlock()
+	close(round.done)
+}
+
+// read fills p with bytes of a payload.
+func (w *wal) read(p []byte, slot int32, pos int64) error {
+	s := &w.slots[slot]
+	_, err := s.file.ReadAt(p, s.base+pos)
+	return err
+}
+
+// readDirect is read from the medium.
+func (w *wal) readDirect(p []byte, slot int32, pos int64) error {
+	s := &w.slots[slot]
+	return readDirect(s.file, p, s.base+pos)
+}
+
+// readDirect reads any range from the medium.
+func readDirect(f vfs.File, p []byte, off int64) error {
+	from := off &^ (vfs.PageSize - 1)
+	b := vfs.AlignedBuffer(int(pageUp(off+int64(len(p))) - from))
+	if _, err := f.ReadDirectAt(b, from); err != nil {
+		return err
+	}
+	copy(p, b[off-from:])
+	return nil
+}
+
+func pageUp(n int64) int64 { return (n + vfs.PageSize - 1) &^ (vfs.PageSize - 1) }
+
+var zeroPage [vfs.PageSize]byte
+
+// seedOf is the crc seed of everything on a disk that carries its own crc.
+func seedOf(id holdfast.DiskID) uint32 { return crc32.Checksum(id[:], castagnoli) }
