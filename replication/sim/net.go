@@ -6,16 +6,15 @@ import "time"
 // keeps its order. An end that closes, or dies, is seen by the other end after
 // what was sent before it.
 type link struct {
-	w      *world
-	wr     *writer
-	wLife  int
-	host   *node
-	rLife  int
-	number uint64
-	toR    pipe
-	toW    pipe
-	wOpen  bool
-	rOpen  bool
+	w     *world
+	wr    *writer
+	wLife int
+	host  *node
+	rLife int
+	toR   pipe
+	toW   pipe
+	wOpen bool
+	rOpen bool
 }
 
 type message struct {

@@ -1,0 +1,278 @@
+package attachment
+
+import (
+	"context"
+	"sync"
+	"time"
+
+	"github.com/holdfast-storage/holdfast"
+	"github.com/holdfast-storage/holdfast/replication/coordinator"
+	"github.com/holdfast-storage/holdfast/replication/wire"
+)
+
+const (
+	// chunksAtOnce bounds the chunks of one copy that are under way: enough to
+	// keep both disks busy, half a MiB of memory.
+	chunksAtOnce = 8
+	// chunkPause is how long a chunk waits that the target could not take yet.
+	chunkPause = 100 * time.Millisecond
+	// progressEvery is how many chunks lie between two reports.
+	progressEvery = 64
+)
+
+// startCopy runs a copy until it ends or is stopped.
+func (s *segment) startCopy(id uint64, run func(ctx context.Context)) {
+	if s.closed {
+		return
+	}
+	ctx, stop := context.WithCancel(s.ctx)
+	s.copies[id] = stop
+	s.running.Add(1)
+	go func() {
+		defer s.running.Done()
+		defer stop()
+		run(ctx)
+	}()
+}
+
+// copied reports the end of a copy, unless it was stopped.
+func (s *segment) copied(ctx context.Context, id uint64, ev coordinator.Event) {
+	s.mu.Lock()
+	delete(s.copies, id)
+	if ctx.Err() == nil {
+		s.stepLocked(ev)
+	}
+	s.unlock()
+}
+
+// copyLog brings entries that the window no longer holds from one member's log
+// to another.
+func (s *segment) copyLog(ctx context.Context, a coordinator.CopyLog) {
+	from := a.From
+	for from <= a.To {
+		m, err := s.ask(ctx, a.Source, a.SourceConn, &wire.Fetch{From: from, To: a.To})
+		if err != nil {
+			s.copied(ctx, a.Copy, coordinator.CopiedLog{Copy: a.Copy, Err: err})
+			return
+		}
+		es, ok := m.(*wire.Entries)
+		switch {
+		case !ok:
+			err = holdfast.Errorf(holdfast.ErrInvalid, "replica %v answered FETCH with %v", a.Source, m.Type())
+		case len(es.Entries) == 0:
+			s.copied(ctx, a.Copy, coordinator.CopiedLog{Copy: a.Copy, Gap: true})
+			return
+		case es.Entries[0].Seq != from:
+			err = holdfast.Errorf(holdfast.ErrInvalid, "replica %v sent entry %d, asked for %d", a.Source, es.Entries[0].Seq, from)
+		default:
+			from = es.Entries[len(es.Entries)-1].Seq + 1
+			err = s.handOn(ctx, a, es)
+		}
+		m.Release()
+		if err != nil {
+			s.copied(ctx, a.Copy, coordinator.CopiedLog{Copy: a.Copy, Err: err})
+			return
+		}
+	}
+	s.copied(ctx, a.Copy, coordinator.CopiedLog{Copy: a.Copy})
+}
+
+// handOn sends fetched entries to the target, one message per epoch, as far as
+// its credit reaches.
+func (s *segment) handOn(ctx context.Context, a coordinator.CopyLog, es *wire.Entries) error {
+	for rest := es.Entries; len(rest) > 0; {
+		n, bytes := 0, int64(0)
+		for n < len(rest) && rest[n].Epoch == rest[0].Epoch {
+			bytes += int64(len(rest[n].Data))
+			n++
+		}
+		m := &wire.Append{Entries: rest[:n:n]}
+		for _, b := range es.Buffers() {
+			b.Retain()
+			m.Hold(b)
+		}
+		rest = rest[n:]
+		for {
+			s.mu.Lock()
+			c := s.connOf(a.Target, a.TargetConn)
+			if c == nil {
+				s.mu.Unlock()
+				m.Release()
+				return errSessionOver
+			}
+			if c.unacked < maxUnacked {
+				c.flying = append(c.flying, flight{last: m.Entries[n-1].Seq, bytes: bytes})
+				c.unacked += bytes
+				s.resent += bytes
+				c.send(0, m)
+				s.unlock()
+				break
+			}
+			s.mu.Unlock()
+			select {
+			case <-c.room:
+			case <-c.over:
+			case <-ctx.Done():
+				m.Release()
+				return ctx.Err()
+			}
+		}
+	}
+	return nil
+}
+
+// copyChunks brings a target's chunks up to the source's, under R11: the
+// source lists once it has applied a.At, and every chunk is as of that or later.
+func (s *segment) copyChunks(ctx context.Context, a coordinator.StartCopy) {
+	maxAsOf, err := s.copyListed(ctx, a)
+	s.copied(ctx, a.Copy, coordinator.Copied{Copy: a.Copy, MaxAsOf: maxAsOf, Err: err})
+}
+
+func (s *segment) copyListed(ctx context.Context, a coordinator.StartCopy) (holdfast.Seq, error) {
+	want, err := s.chunksToCopy(ctx, a)
+	if err != nil {
+		return 0, err
+	}
+	s.step(coordinator.CopyProgress{Copy: a.Copy, Total: int64(len(want))})
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	var (
+		mu      sync.Mutex
+		next    int
+		done    int
+		maxAsOf = a.At // what is listed is as of this at least
+		failed  error
+		workers sync.WaitGroup
+	)
+	for range min(chunksAtOnce, len(want)) {
+		workers.Add(1)
+		go func() {
+			defer workers.Done()
+			for {
+				mu.Lock()
+				if failed != nil || next == len(want) {
+					mu.Unlock()
+					return
+				}
+				index := want[next]
+				next++
+				mu.Unlock()
+				asOf, err := s.copyChunk(ctx, a, index)
+				mu.Lock()
+				if err != nil && failed == nil {
+					failed = err
+					cancel()
+				}
+				maxAsOf = max(maxAsOf, asOf)
+				done++
+				report, n := done%progressEvery == 0, done
+				mu.Unlock()
+				if report {
+					s.step(coordinator.CopyProgress{Copy: a.Copy, Done: int64(n), Total: int64(len(want))})
+				}
+			}
+		}()
+	}
+	workers.Wait()
+	return maxAsOf, failed
+}
+
+// copyChunk brings one chunk, again while the target cannot take it.
+func (s *segment) copyChunk(ctx context.Context, a coordinator.StartCopy, index int64) (holdfast.Seq, error) {
+	for {
+		m, err := s.ask(ctx, a.Source, a.SourceConn, &wire.ReadChunk{Index: index, Floor: a.At})
+		if err != nil {
+			return 0, err
+		}
+		c, ok := m.(*wire.Chunk)
+		if !ok || c.Index != index {
+			m.Release()
+			return 0, holdfast.Errorf(holdfast.ErrInvalid, "replica %v answered READ_CHUNK %d with %v", a.Source, index, m.Type())
+		}
+		size := int64(len(c.Data))
+		in := &wire.Install{ChunkContent: c.ChunkContent}
+		for _, b := range c.Buffers() {
+			b.Retain()
+			in.Hold(b)
+		}
+		m.Release()
+		reply, err := s.ask(ctx, a.Target, a.TargetConn, in)
+		if err != nil {
+			return 0, err
+		}
+		installed, ok := reply.(*wire.Installed)
+		switch {
+		case !ok:
+			reply.Release()
+			return 0, holdfast.Errorf(holdfast.ErrInvalid, "replica %v answered INSTALL with %v", a.Target, reply.Type())
+		case !installed.Retry:
+			s.mu.Lock()
+			s.resent += size
+			s.mu.Unlock()
+			return installed.AsOf, nil
+		}
+		select {
+		case <-time.After(chunkPause):
+		case <-ctx.Done():
+			return 0, ctx.Err()
+		}
+	}
+}
+
+// chunksToCopy lists what the source changed after a.After, and what the
+// target holds and the source does not: that is freed.
+func (s *segment) chunksToCopy(ctx context.Context, a coordinator.StartCopy) ([]int64, error) {
+	source, err := s.chunkList(ctx, a.Source, a.SourceConn, a.At)
+	if err != nil {
+		return nil, err
+	}
+	target, err := s.chunkList(ctx, a.Target, a.TargetConn, 0)
+	if err != nil {
+		return nil, err
+	}
+	var want []int64
+	for len(source) > 0 || len(target) > 0 {
+		switch {
+		case len(source) == 0 || len(target) > 0 && target[0].Index < source[0].Index:
+			want = append(want, target[0].Index)
+			target = target[1:]
+		default:
+			if source[0].LastSeq > a.After || a.After == 0 {
+				want = append(want, source[0].Index)
+			}
+			if len(target) > 0 && target[0].Index == source[0].Index {
+				target = target[1:]
+			}
+			source = source[1:]
+		}
+	}
+	return want, nil
+}
+
+// chunkList returns all chunks of a member, 16 bytes each: 16 MiB for a full
+// segment of 64 GiB.
+func (s *segment) chunkList(ctx context.Context, id holdfast.ReplicaID, conn coordinator.Conn, applied holdfast.Seq) ([]wire.ChunkRef, error) {
+	var refs []wire.ChunkRef
+	limit := (s.size + holdfast.ChunkSize - 1) / holdfast.ChunkSize
+	for from := int64(0); ; {
+		m, err := s.ask(ctx, id, conn, &wire.List{From: from, Max: wire.MaxChunkRefs, Applied: applied})
+		if err != nil {
+			return nil, err
+		}
+		page, ok := m.(*wire.Chunks)
+		if !ok {
+			m.Release()
+			return nil, holdfast.Errorf(holdfast.ErrInvalid, "replica %v answered LIST with %v", id, m.Type())
+		}
+		for _, r := range page.Refs {
+			if r.Index < from || r.Index >= limit {
+				return nil, holdfast.Errorf(holdfast.ErrInvalid, "replica %v lists chunk %d of %d", id, r.Index, limit)
+			}
+			from = r.Index + 1
+		}
+		refs = append(refs, page.Refs...)
+		if !page.More {
+			return refs, nil
+		}
+	}
+}

@@ -1,0 +1,171 @@
+package serve
+
+import (
+	"context"
+
+	"github.com/holdfast-storage/holdfast"
+	"github.com/holdfast-storage/holdfast/blockdev/disk"
+	"github.com/holdfast-storage/holdfast/replication/replica"
+	"github.com/holdfast-storage/holdfast/replication/wire"
+)
+
+// replicaLog is what a served replica needs of its disk; *disk.Replica is one.
+type replicaLog interface {
+	Append(entries []disk.Entry) error
+	Sync(ctx context.Context) (holdfast.Seq, error)
+	Fence(epoch holdfast.Epoch) error
+	Truncate(to holdfast.Seq) error
+	SetCommit(seq holdfast.Seq)
+	Apply(ctx context.Context, to holdfast.Seq) (holdfast.Seq, error)
+	ReadAt(p []byte, off int64) error
+	Status() disk.Status
+	DeclareIntact(epoch holdfast.Epoch) error
+	SetHint(epoch holdfast.Epoch, v holdfast.ISRVersion) error
+	Entries(from holdfast.Seq, maxBytes int) ([]disk.Entry, error)
+	Rebase(epoch holdfast.Epoch, seq holdfast.Seq) error
+	MarkWhole() error
+	Chunks(after int64, max int) ([]disk.ChunkRef, error)
+	ReadChunk(index int64) (disk.Chunk, error)
+	InstallChunk(c disk.Chunk) error
+}
+
+// coreStatus is what the core is told of the log at its start.
+func coreStatus(st disk.Status) replica.Status {
+	out := replica.Status{
+		Fence: st.Fence, Tail: st.Tail, TailEpoch: tailEpoch(st), Dur: st.Dur, Commit: min(st.Commit, st.Tail),
+		Applied: st.Applied, Checkpoint: st.Checkpoint, Intact: st.Intact,
+		Damaged: st.Damaged != nil, HintEpoch: st.HintEpoch, HintISR: st.HintISR,
+	}
+	for _, e := range st.EpochTails {
+		out.EpochStarts = append(out.EpochStarts, replica.EpochStart{Epoch: e.Epoch, First: e.First})
+	}
+	return out
+}
+
+// fencedMessage is what a writer is told.
+func fencedMessage(st replica.Status, opens holdfast.OpenCount) *wire.Fenced {
+	m := &wire.Fenced{
+		Tail: st.Tail, TailEpoch: st.TailEpoch, Durable: st.Dur, Commit: st.Commit, Applied: st.Applied, Checkpoint: st.Checkpoint,
+		Held: st.Held, Intact: st.Intact, Syncing: st.Syncing, Damaged: st.Damaged, OpenCount: opens,
+		HintEpoch: st.HintEpoch, HintISR: st.HintISR,
+	}
+	starts := st.EpochStarts
+	starts = starts[max(0, len(starts)-wire.MaxEpochTails):]
+	for _, e := range starts {
+		m.Epochs = append(m.Epochs, wire.EpochStart{Epoch: e.Epoch, First: e.First})
+	}
+	return m
+}
+
+// toDisk turns wire entries into the disk's; the payload stays where it is.
+func toDisk(es []wire.Entry, commit holdfast.Seq, size int64) ([]disk.Entry, error) {
+	out := make([]disk.Entry, len(es))
+	for i := range es {
+		e := &es[i]
+		if e.Offset+e.Length > size {
+			return nil, holdfast.Errorf(holdfast.ErrInvalid, "entry %d reaches to %d of a segment of %d bytes", e.Seq, e.Offset+e.Length, size)
+		}
+		out[i] = disk.Entry{Epoch: e.Epoch, Seq: e.Seq, Commit: commit, Offset: e.Offset, Length: e.Length, CRC: e.Sums, Payload: e.Data}
+		switch e.Kind {
+		case wire.KindWrite:
+			out[i].Type = disk.OpWrite
+		case wire.KindZero:
+			out[i].Type = disk.OpZero
+		case wire.KindTrim:
+			out[i].Type = disk.OpTrim
+		default:
+			return nil, holdfast.Errorf(holdfast.ErrInvalid, "entry %d is of kind %d", e.Seq, e.Kind)
+		}
+	}
+	return out, nil
+}
+
+// toWire turns logged entries up to seq to into a message that fits a frame.
+func toWire(es []disk.Entry, to holdfast.Seq) *wire.Entries {
+	m := &wire.Entries{}
+	bytes := 0
+	for _, e := range es {
+		if e.Seq > to || len(m.Entries) == wire.MaxEntries || bytes+len(e.Payload) > wire.MaxPayload {
+			break
+		}
+		bytes += len(e.Payload)
+		out := wire.Entry{Epoch: e.Epoch, Seq: e.Seq, Offset: e.Offset, Length: e.Length, Sums: e.CRC, Data: e.Payload}
+		switch e.Type {
+		case disk.OpWrite:
+			out.Kind = wire.KindWrite
+		case disk.OpZero:
+			out.Kind = wire.KindZero
+		case disk.OpTrim:
+			out.Kind = wire.KindTrim
+		}
+		m.Entries = append(m.Entries, out)
+	}
+	return m
+}
+
+// chunkToWire copies the blocks that hold data.
+func chunkToWire(c disk.Chunk) *wire.Chunk {
+	m := &wire.Chunk{ChunkContent: wire.ChunkContent{Index: c.Index, LastSeq: c.LastSeq, AsOf: c.AsOf}}
+	n := 0
+	for _, s := range c.State {
+		if s == disk.BlockData {
+			n++
+		}
+	}
+	var data []byte
+	if n > 0 {
+		b := wire.NewBuffer(n * holdfast.BlockSize)
+		m.Hold(b)
+		data = b.Bytes()
+	}
+	m.Data = data
+	for i, s := range c.State {
+		m.States[i] = wire.BlockState(s) // the same numbers
+		if s == disk.BlockData {
+			m.Sums[i] = c.CRC[i]
+			copy(data, c.Data[i*holdfast.BlockSize:(i+1)*holdfast.BlockSize])
+			data = data[holdfast.BlockSize:]
+		}
+	}
+	return m
+}
+
+// chunkToDisk lays the blocks that hold data where they belong. It compares
+// every block with its sum: what a copy installs was right when it arrived.
+func chunkToDisk(m *wire.ChunkContent, size int64) (disk.Chunk, error) {
+	c := disk.Chunk{Index: m.Index, LastSeq: m.LastSeq, AsOf: m.AsOf}
+	if m.Index > (size-1)/holdfast.ChunkSize {
+		return c, holdfast.Errorf(holdfast.ErrInvalid, "chunk %d of a segment of %d bytes", m.Index, size)
+	}
+	data := m.Data
+	for i, s := range m.States {
+		c.State[i] = disk.BlockState(s)
+		if s != wire.BlockData {
+			continue
+		}
+		if err := wire.Verify(data[:holdfast.BlockSize], m.Sums[i:i+1]); err != nil {
+			return c, holdfast.Errorf(holdfast.ErrIntegrity, "chunk %d, block %d: %w", m.Index, i, err)
+		}
+		if c.Data == nil {
+			c.Data = make([]byte, holdfast.ChunkSize)
+		}
+		c.CRC[i] = m.Sums[i]
+		copy(c.Data[i*holdfast.BlockSize:], data[:holdfast.BlockSize])
+		data = data[holdfast.BlockSize:]
+	}
+	return c, nil
+}
+
+func tailEpoch(st disk.Status) holdfast.Epoch {
+	if n := len(st.EpochTails); n > 0 {
+		return st.EpochTails[n-1].Epoch
+	}
+	return 0
+}
+
+type diskLog struct{ *disk.Replica }
+
+func (l diskLog) MarkWhole() error {
+	_, err := l.Sync(context.Background())
+	return err
+}
