@@ -222,6 +222,17 @@ func (s *Store) HasCluster() bool { return !s.Cluster().IsZero() }
 // on it accepts that cluster's raft connections and no other's. Durable on return.
 func (s *Store) Adopt(cluster holdfast.ClusterID) error {
 	s.mu.Lock()
+	unfinished := s.had && s.identity.Cluster.IsZero()
+	s.mu.Unlock()
+	if unfinished {
+		return holdfast.Errorf(holdfast.ErrRefused, "%s holds a bootstrap that did not end", s.opts.Dir).
+			WithRemedy("bootstrap again, or start with an empty data directory to join")
+	}
+	return s.adopt(cluster)
+}
+
+func (s *Store) adopt(cluster holdfast.ClusterID) error {
+	s.mu.Lock()
 	id := s.identity
 	s.mu.Unlock()
 	if id.Cluster == cluster {
@@ -241,10 +252,11 @@ func (s *Store) Adopt(cluster holdfast.ClusterID) error {
 }
 
 // Bootstrap makes a new cluster with this member as its only voter, and returns
-// when its tables have begun. Called again it waits for the same.
+// when its tables have begun. Called again, also after a crash in the middle, it
+// goes on from where it was.
 func (s *Store) Bootstrap(ctx context.Context, cluster holdfast.ClusterID) error {
-	if err := s.Adopt(cluster); err != nil {
-		return err
+	if own := s.Cluster(); !own.IsZero() && own != cluster {
+		return s.adopt(cluster) // refuses
 	}
 	s.mu.Lock()
 	had := s.had
@@ -257,8 +269,34 @@ func (s *Store) Bootstrap(ctx context.Context, cluster holdfast.ClusterID) error
 			return holdfast.Errorf(holdfast.ErrInternal, "bootstrap raft: %w", err)
 		}
 	}
-	// The new leader writes InitCluster (followLeadership).
-	return s.await(ctx, "the new cluster", func(v *state.View) bool { return v.Cluster().ID == cluster })
+	// Raft first: a directory that names a cluster and has no raft state is one
+	// that joins, and waits for a leader for ever.
+	if err := s.adopt(cluster); err != nil {
+		return err
+	}
+	for s.View().Cluster().ID != cluster {
+		moved, changed := s.LeaderChanged(), s.Changed()
+		if s.IsLeader() {
+			_, err := s.Propose(ctx, &state.InitCluster{ID: cluster, Level: holdfast.Level1})
+			if err != nil && (!errors.Is(err, holdfast.ErrUnavailable) || s.ctx.Err() != nil) {
+				return err
+			}
+			if err == nil {
+				continue // the View shows it
+			}
+		}
+		select {
+		case <-moved:
+		case <-changed:
+		case <-s.fatal:
+			return s.Err()
+		case <-s.ctx.Done():
+			return closed()
+		case <-ctx.Done():
+			return holdfast.Errorf(holdfast.ErrTimeout, "bootstrap: %w", ctx.Err())
+		}
+	}
+	return nil
 }
 
 // View returns the tables as this member knows them now.

@@ -162,3 +162,25 @@ func TestDirectoryInUse(t *testing.T) {
 		t.Fatalf("second open: got %v, want %v", err, holdfast.ErrRefused)
 	}
 }
+
+// TestBootstrapGoesOnAfterACrash crashes between raft's bootstrap and the
+// identity: the directory may be bootstrapped again and may not join another.
+func TestBootstrapGoesOnAfterACrash(t *testing.T) {
+	m := bootstrap(t)
+	id := m.identity
+	m.Close()
+	id.Cluster = holdfast.ClusterID{}
+	if err := saveIdentity(m.dir, id); err != nil {
+		t.Fatal(err)
+	}
+	again := restart(t, m, m.Address())
+	if err := again.Adopt(holdfast.NewID[holdfast.ClusterID]()); !errors.Is(err, holdfast.ErrRefused) {
+		t.Fatalf("join over an unfinished bootstrap: got %v, want %v", err, holdfast.ErrRefused)
+	}
+	if err := again.Bootstrap(within(t), m.Cluster()); err != nil {
+		t.Fatal(err)
+	}
+	if !again.HasCluster() || again.View().Cluster().ID != m.Cluster() {
+		t.Fatalf("after the second bootstrap: got %+v", again.View().Cluster())
+	}
+}

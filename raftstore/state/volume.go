@@ -340,8 +340,7 @@ func (c *ResizeVolume) apply(t *View) (Result, error) {
 		return Result{}, refuse(holdfast.ErrRefused, ReasonStaleRevision, "volume %s has %d bytes, not %d", vol.Name, vol.Size, c.From)
 	}
 	if vol.Phase != PhaseDetached {
-		return Result{}, refuse(holdfast.ErrRefused, ReasonHeld, "volume %s is attached", vol.Name).(*holdfast.Error).
-			WithRemedy("detach it to resize it")
+		return Result{}, refuse(holdfast.ErrRefused, ReasonHeld, "volume %s is attached: detach it to resize it", vol.Name)
 	}
 	count, err := SegmentCount(c.To, vol.Options.SegmentSize)
 	if err != nil {
