@@ -6,7 +6,7 @@ COMMIT  ?= $(shell git rev-parse HEAD 2>/dev/null || echo unknown)
 LDFLAGS := -s -w -X main.version=$(VERSION) -X main.commit=$(COMMIT)
 LINT    := $(GO) tool -modfile=.ci/tools/go.mod golangci-lint
 
-.PHONY: help build unit test race lint proto glossary clean
+.PHONY: help build unit test race demo bench soak leftovers lint proto glossary clean
 
 help: ## print the verbs
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -25,6 +25,18 @@ race: ## the unit tests under the race detector
 test: lint ## all that this machine can run, as root
 	@mkdir -p $(OUT)
 	.ci/gotest test -race ./...
+
+demo: build ## three Docker hosts, a database on a volume, a host dies; BREAK=lose-acked must fail
+	$(GO) run ./cmd/demo $(if $(BREAK),-break $(BREAK))
+
+bench: build ## the same jobs on holdfast and on nbdkit, as ratios
+	$(GO) run ./cmd/bench -holdfast bin/holdfast $(BENCH)
+
+soak: build ## the long proofs: minutes to hours, as root
+	HOLDFAST_SOAK=1 HOLDFAST_SOAK_ROUNDS=25 .ci/gotest soak -timeout 4h -run 'TestReplicaDiesUnderVerify|TestHolderDies|Takeover|Death|Kill' ./cmd/e2e ./cmd/internal/keeper
+
+leftovers: ## what tests and the demo left behind; fails if there is anything
+	$(GO) run ./cmd/demo leftovers
 
 lint: ## gofmt, go vet and golangci-lint
 	@test -z "$$(gofmt -l $$(git ls-files '*.go'))" || { gofmt -l $$(git ls-files '*.go'); echo 'run gofmt -w'; exit 1; }

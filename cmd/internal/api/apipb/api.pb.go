@@ -878,6 +878,7 @@ type Explanation struct {
 	Volume        *Volume                `protobuf:"bytes,1,opt,name=volume,proto3" json:"volume,omitempty"`
 	Lines         []string               `protobuf:"bytes,2,rep,name=lines,proto3" json:"lines,omitempty"` // for people: who holds what, and why it waits
 	Waits         []*WaitReason          `protobuf:"bytes,3,rep,name=waits,proto3" json:"waits,omitempty"`
+	BytesResynced int64                  `protobuf:"varint,4,opt,name=bytes_resynced,json=bytesResynced,proto3" json:"bytes_resynced,omitempty"` // sent to bring replicas back, since the attachment began
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -931,6 +932,13 @@ func (x *Explanation) GetWaits() []*WaitReason {
 		return x.Waits
 	}
 	return nil
+}
+
+func (x *Explanation) GetBytesResynced() int64 {
+	if x != nil {
+		return x.BytesResynced
+	}
+	return 0
 }
 
 type WaitReason struct {
@@ -1820,11 +1828,12 @@ const file_api_proto_rawDesc = "" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x14\n" +
 	"\x05force\x18\x02 \x01(\bR\x05force\"*\n" +
 	"\x14DetachVolumeResponse\x12\x12\n" +
-	"\x04node\x18\x01 \x01(\tR\x04node\"\x87\x01\n" +
+	"\x04node\x18\x01 \x01(\tR\x04node\"\xae\x01\n" +
 	"\vExplanation\x12/\n" +
 	"\x06volume\x18\x01 \x01(\v2\x17.holdfast.api.v1.VolumeR\x06volume\x12\x14\n" +
 	"\x05lines\x18\x02 \x03(\tR\x05lines\x121\n" +
-	"\x05waits\x18\x03 \x03(\v2\x1b.holdfast.api.v1.WaitReasonR\x05waits\"\x84\x01\n" +
+	"\x05waits\x18\x03 \x03(\v2\x1b.holdfast.api.v1.WaitReasonR\x05waits\x12%\n" +
+	"\x0ebytes_resynced\x18\x04 \x01(\x03R\rbytesResynced\"\x84\x01\n" +
 	"\n" +
 	"WaitReason\x12\x18\n" +
 	"\asegment\x18\x01 \x01(\rR\asegment\x12\x16\n" +

@@ -1,0 +1,4 @@
+// Package e2e tests whole nodes as a user meets them: real processes of
+// bin/holdfast, real NBD clients, kill -9. Its code is all in tests; a cluster's
+// nodes stand on loopback, each with its own ports and data directory.
+package e2e

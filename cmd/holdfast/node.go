@@ -1,0 +1,166 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/holdfast-storage/holdfast"
+	"github.com/holdfast-storage/holdfast/cmd/internal/api"
+	"github.com/holdfast-storage/holdfast/cmd/internal/api/apipb"
+)
+
+func (c *cli) nodeCommand() *cobra.Command {
+	return group("node", "List and inspect nodes", c.nodeList(), c.nodeInspect())
+}
+
+func (c *cli) nodeList() *cobra.Command {
+	return &cobra.Command{
+		Use: "ls", Aliases: []string{"list"}, Short: "List nodes", Example: "  holdfast node ls",
+		Args: exactly(0, "no argument"),
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			return c.call(cmd, callTimeout, func(ctx context.Context, client *api.Client) error {
+				r, err := client.ListNodes(ctx, &apipb.ListNodesRequest{})
+				if err != nil {
+					return err
+				}
+				return c.show(r, func() {
+					t := c.newTable("NAME", "STATE", "RAFT", "ADDRESS", "DISKS", "ATTACHED", "VERSION")
+					for _, n := range r.Nodes {
+						t.AppendRow([]any{n.Name, n.State, n.Raft, n.Address, len(n.Disks), n.Attachments, n.Version})
+					}
+					t.Render()
+				})
+			})
+		},
+	}
+}
+
+func (c *cli) nodeInspect() *cobra.Command {
+	return &cobra.Command{
+		Use: "inspect NAME", Short: "Show one node and its disks", Example: "  holdfast node inspect h1 --json",
+		Args: exactly(1, "one node name"),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return c.call(cmd, callTimeout, func(ctx context.Context, client *api.Client) error {
+				n, err := client.InspectNode(ctx, &apipb.NodeRequest{Name: args[0]})
+				if err != nil {
+					return err
+				}
+				return c.show(n, func() {
+					c.field("name", "%s", n.Name)
+					c.field("id", "%s", n.Id)
+					c.field("state", "%s", n.State)
+					c.field("raft", "%s", n.Raft)
+					c.field("address", "%s", n.Address)
+					c.field("data address", "%s", n.DataAddress)
+					c.field("raft address", "%s", n.RaftAddress)
+					c.field("version", "%s", n.Version)
+					c.field("labels", "%s", labels(n.Labels))
+					c.field("attached", "%d", n.Attachments)
+					fmt.Fprintln(c.out)
+					c.printDisks(n.Disks)
+				})
+			})
+		},
+	}
+}
+
+func (c *cli) diskCommand() *cobra.Command {
+	return group("disk", "List pooled disks", c.diskList())
+}
+
+func (c *cli) diskList() *cobra.Command {
+	var node string
+	cmd := &cobra.Command{
+		Use: "ls", Aliases: []string{"list"}, Short: "List the disks of the cluster", Example: "  holdfast disk ls --node h1",
+		Args: exactly(0, "no argument"),
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			return c.call(cmd, callTimeout, func(ctx context.Context, client *api.Client) error {
+				r, err := client.ListDisks(ctx, &apipb.ListDisksRequest{Node: node})
+				if err != nil {
+					return err
+				}
+				return c.show(r, func() { c.printDisks(r.Disks) })
+			})
+		},
+	}
+	cmd.Flags().StringVar(&node, "node", "", "only this node's")
+	return cmd
+}
+
+func (c *cli) printDisks(disks []*apipb.Disk) {
+	t := c.newTable("NODE", "PATH", "STATE", "SIZE", "USED", "FREE", "REPLICAS", "ID")
+	for _, d := range disks {
+		t.AppendRow([]any{d.Node, d.Path, d.State, size(d.Size), size(d.Used), size(d.Free), d.Replicas, d.Id})
+	}
+	t.Render()
+}
+
+func (c *cli) statusCommand() *cobra.Command {
+	var wait time.Duration
+	cmd := &cobra.Command{
+		Use: "status", Short: "Say how the cluster is; exit 0 only when a volume could be created now",
+		Example: "  holdfast status --wait 60s",
+		Args:    exactly(0, "no argument"),
+	}
+	cmd.Flags().DurationVar(&wait, "wait", 0, "wait as long for the cluster to be ready")
+	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
+		s, err := c.readyStatus(cmd, wait)
+		if err != nil {
+			return err
+		}
+		if err := c.show(s, func() { c.printStatus(s) }); err != nil {
+			return err
+		}
+		if !s.Ready {
+			return holdfast.Errorf(holdfast.ErrUnavailable, "not ready: %s", s.Reason).WithRemedy("wait, or see holdfast node ls")
+		}
+		return nil
+	}
+	return cmd
+}
+
+// statusPoll is how often status --wait looks again.
+const statusPoll = 200 * time.Millisecond
+
+// readyStatus asks for the status until it is ready or the wait is over; then
+// the last answer, or the last error, is returned.
+func (c *cli) readyStatus(cmd *cobra.Command, wait time.Duration) (*apipb.ClusterStatus, error) {
+	deadline := time.Now().Add(wait)
+	for {
+		var s *apipb.ClusterStatus
+		err := c.call(cmd, callTimeout, func(ctx context.Context, client *api.Client) (err error) {
+			s, err = client.Status(ctx, &apipb.StatusRequest{})
+			return err
+		})
+		if err == nil && s.Ready || time.Now().After(deadline) || cmd.Context().Err() != nil {
+			return s, err
+		}
+		select {
+		case <-time.After(statusPoll):
+		case <-cmd.Context().Done():
+		}
+	}
+}
+
+func (c *cli) printStatus(s *apipb.ClusterStatus) {
+	for _, w := range s.Warnings {
+		fmt.Fprintf(c.out, "warning: %s\n", w)
+	}
+	ready := "ready"
+	if !s.Ready {
+		ready = "not ready: " + s.Reason
+	}
+	c.field("status", "%s", ready)
+	c.field("cluster", "%s (level %d)", s.Cluster, s.Level)
+	c.field("node", "%s", s.Node)
+	c.field("leader", "%s", s.Leader)
+	c.field("nodes", "%d, %d up, %d voters", s.Nodes, s.NodesUp, s.Voters)
+	c.field("volumes", "%d, %d attached, %d degraded, %d unavailable", s.Volumes, s.VolumesAttached, s.VolumesDegraded, s.VolumesUnavailable)
+	c.field("pool", "%s of %s used", size(s.Used), size(s.Size))
+	c.field("off", "%s", strings.Join(s.Off, "; "))
+	c.field("version", "%s", s.Version)
+}

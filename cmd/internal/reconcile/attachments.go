@@ -1,0 +1,583 @@
+package reconcile
+
+import (
+	"cmp"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"maps"
+	"net"
+	"net/url"
+	"os"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/holdfast-storage/holdfast"
+	"github.com/holdfast-storage/holdfast/blockdev"
+	"github.com/holdfast-storage/holdfast/blockdev/nbd"
+	"github.com/holdfast-storage/holdfast/cmd/internal/durable"
+	"github.com/holdfast-storage/holdfast/raftstore/state"
+	"github.com/holdfast-storage/holdfast/replication/attachment"
+	"github.com/holdfast-storage/holdfast/replication/coordinator"
+	"github.com/holdfast-storage/holdfast/replication/serve"
+)
+
+// Options are what Attachments works with.
+type Options struct {
+	Cluster  Cluster
+	ID       holdfast.ClusterID
+	Node     holdfast.NodeID
+	Instance holdfast.InstanceID
+	Serve    *serve.Server
+	NBD      *nbd.Server
+	Socket   string // of the NBD server, for URIs
+	// Devices makes kernel devices and mounts; nil: this node has none.
+	Devices Devices
+	// Record is the file that remembers what is attached here, so that it is
+	// attached again after a restart.
+	Record string
+	Logger *slog.Logger
+}
+
+// Attachments are the volumes that this node holds.
+type Attachments struct {
+	o      Options
+	memory *attachment.Memory
+	ctx    context.Context // of everything that runs until Close
+	cancel context.CancelFunc
+	wg     sync.WaitGroup
+
+	left map[holdfast.VolumeID]use // what the record said at New: what to attach again
+
+	recordMu sync.Mutex // orders the writes of the record; taken before mu
+
+	mu   sync.Mutex
+	held map[holdfast.VolumeID]*held
+	uses map[holdfast.VolumeID]use // what is in the record
+}
+
+// use is how a volume is used here; it outlives the process.
+type use struct {
+	NBD    bool `json:"nbd"`
+	Device bool `json:"device"`
+	// Base and Next bound the epochs that only this node was given since its
+	// kernel device was made: Next is asked for before it is had.
+	Base holdfast.Epoch `json:"base"`
+	Next holdfast.Epoch `json:"next"`
+}
+
+// held is one volume that this node holds, or is about to.
+type held struct {
+	// turn is held by who attaches, detaches, mounts or unmounts: one at a
+	// time for each volume. A channel, since it is held across I/O.
+	turn chan struct{}
+
+	mu      sync.Mutex
+	name    string
+	att     *attachment.Attachment
+	epoch   holdfast.Epoch
+	session holdfast.SessionID
+	uri     string
+	device  string
+	waiting string // what an attach in progress waits for
+}
+
+// Held says what this node holds of a volume.
+type Held struct {
+	Epoch   holdfast.Epoch
+	Session holdfast.SessionID
+	URI     string
+	Device  string
+	Clients int
+	Waiting string
+	Active  bool
+	Status  attachment.Status
+}
+
+// New reads the record of what was attached, and ends kernel devices that are
+// not in it. Run attaches the rest again.
+func New(ctx context.Context, o Options) (*Attachments, error) {
+	a := &Attachments{o: o, memory: attachment.NewMemory(0), held: map[holdfast.VolumeID]*held{}, uses: map[holdfast.VolumeID]use{}}
+	a.ctx, a.cancel = context.WithCancel(context.Background()) //nolint:gosec // cancelled by Close
+	raw, err := os.ReadFile(o.Record)
+	if err == nil {
+		err = json.Unmarshal(raw, &a.uses)
+	}
+	if err != nil && !errors.Is(err, os.ErrNotExist) {
+		return nil, holdfast.Errorf(holdfast.ErrIntegrity, "read what was attached: %s: %w", o.Record, err).WithRemedy("remove the file; volumes are then not attached again by themselves")
+	}
+	a.left = maps.Clone(a.uses)
+	if o.Devices != nil {
+		o.Devices.Sweep(ctx, func(id holdfast.VolumeID) bool { return a.left[id].Device })
+	}
+	return a, nil
+}
+
+// remember writes the record: what is in it is attached again after a restart.
+func (a *Attachments) remember(id holdfast.VolumeID, change func(*use)) error {
+	a.recordMu.Lock()
+	defer a.recordMu.Unlock()
+	a.mu.Lock()
+	u := a.uses[id]
+	change(&u)
+	if !u.NBD && !u.Device {
+		delete(a.uses, id)
+	} else {
+		a.uses[id] = u
+	}
+	raw, err := json.Marshal(a.uses)
+	a.mu.Unlock()
+	if err == nil {
+		err = durable.WriteFile(a.o.Record, raw)
+	}
+	if err != nil {
+		return holdfast.Errorf(holdfast.ErrIO, "record what is attached: %w", err)
+	}
+	return nil
+}
+
+func (a *Attachments) used(id holdfast.VolumeID) use {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.uses[id]
+}
+
+// enter takes a volume's turn; leave gives it back.
+func (a *Attachments) enter(ctx context.Context, id holdfast.VolumeID) (*held, error) {
+	a.mu.Lock()
+	h := a.held[id]
+	if h == nil {
+		h = &held{turn: make(chan struct{}, 1)}
+		a.held[id] = h
+	}
+	a.mu.Unlock()
+	select {
+	case h.turn <- struct{}{}:
+		return h, nil
+	case <-ctx.Done():
+		return nil, holdfast.Errorf(holdfast.ErrTimeout, "another request for this volume is in progress on this node: %w", ctx.Err())
+	}
+}
+
+func (h *held) leave() { <-h.turn }
+
+// Find returns the live volume of a name or an id from a view that is as new as
+// the question.
+func (a *Attachments) Find(ctx context.Context, name string) (*state.Volume, error) {
+	view := a.o.Cluster.View()
+	v, ok := lookup(view, name)
+	if ok {
+		return v, nil
+	}
+	view, err := a.o.Cluster.Read(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("look up volume %q: %w", name, err)
+	}
+	if v, ok = lookup(view, name); !ok {
+		return nil, holdfast.Errorf(holdfast.ErrNotFound, "no volume %q", name).WithRemedy("see holdfast volume ls")
+	}
+	return v, nil
+}
+
+func lookup(view *state.View, name string) (*state.Volume, bool) {
+	if v, ok := view.VolumeByName(name); ok {
+		return v, true
+	}
+	if id, err := holdfast.ParseID[holdfast.VolumeID](name); err == nil {
+		if v, ok := view.Volume(id); ok && !v.Deleted {
+			return v, true
+		}
+	}
+	return nil, false
+}
+
+// AttachOptions say how to attach.
+type AttachOptions struct {
+	NBD    bool // an NBD export
+	Device bool // a kernel device
+	Force  bool // fence a live holder
+	// Waiting is told what an attach waits for, when that changes. May be nil.
+	Waiting func(string)
+}
+
+// Attach makes this node the holder of a volume, until ctx ends. What is
+// attached already is returned as it is, with the export or device that was
+// asked for added.
+func (a *Attachments) Attach(ctx context.Context, name string, o AttachOptions) (Held, error) {
+	v, err := a.Find(ctx, name)
+	if err != nil {
+		return Held{}, err
+	}
+	if o.Device && a.o.Devices == nil {
+		return Held{}, holdfast.Errorf(holdfast.ErrRefused, "this node has no kernel devices").WithRemedy("attach with --nbd, or run the node as root; see holdfast status")
+	}
+	h, err := a.enter(ctx, v.ID)
+	if err != nil {
+		return Held{}, err
+	}
+	defer h.leave()
+	return a.attach(ctx, h, v.ID, o)
+}
+
+// attach does it; the caller has the turn.
+func (a *Attachments) attach(ctx context.Context, h *held, id holdfast.VolumeID, o AttachOptions) (Held, error) {
+	if h.active() == nil {
+		if err := a.begin(ctx, h, id, o); err != nil {
+			return Held{}, err
+		}
+	}
+	if err := a.expose(ctx, h, id, o); err != nil {
+		return Held{}, err
+	}
+	return a.info(h), nil
+}
+
+// active returns the running attachment, nil if there is none.
+func (h *held) active() *attachment.Attachment {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.att == nil || h.att.Err() != nil {
+		return nil
+	}
+	return h.att
+}
+
+func (h *held) wait(o AttachOptions, what string) {
+	h.mu.Lock()
+	same := h.waiting == what
+	h.waiting = what
+	h.mu.Unlock()
+	if !same && what != "" && o.Waiting != nil {
+		o.Waiting(what)
+	}
+}
+
+// begin gets the epoch from raft and takes the replicas over.
+func (a *Attachments) begin(ctx context.Context, h *held, id holdfast.VolumeID, o AttachOptions) error {
+	defer h.wait(o, "")
+	res, before, err := a.claim(ctx, h, id, o)
+	if err != nil {
+		return err
+	}
+	v := res.Volume
+	att, err := attachment.New(a.attachmentOptions(v, before))
+	if err != nil {
+		return fmt.Errorf("attach volume %s: %w", v.Name, err)
+	}
+	h.mu.Lock()
+	h.name, h.att, h.epoch, h.session = v.Name, att, v.Epoch, v.Session
+	h.mu.Unlock()
+	if err := a.whileWaiting(ctx, h, o, att); err != nil {
+		att.Close()
+		h.mu.Lock()
+		h.att = nil
+		h.mu.Unlock()
+		return holdfast.Errorf(cmp.Or(holdfast.KindOf(err), holdfast.ErrTimeout), "attach volume %s: %w", v.Name, err)
+	}
+	if after, ok := a.o.Cluster.View().Volume(id); ok && after.Epoch == v.Epoch && !after.Session.IsZero() {
+		h.mu.Lock()
+		h.session = after.Session
+		h.mu.Unlock()
+	}
+	a.o.Logger.Info("volume attached", "volume", v.Name, "epoch", uint64(v.Epoch), "continuous", att.Continuous())
+	a.wg.Go(func() { a.watchEnd(h, id, att) })
+	return nil
+}
+
+// whileWaiting runs att.Attach and tells what it waits for meanwhile.
+func (a *Attachments) whileWaiting(ctx context.Context, h *held, o AttachOptions, att *attachment.Attachment) error {
+	done := make(chan error, 1)
+	go func() { done <- att.Attach(ctx) }()
+	tick := time.NewTicker(500 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		select {
+		case err := <-done:
+			if err != nil {
+				if waits := waitsOf(att.Status()); waits != "" {
+					return fmt.Errorf("%w; it waited for %s", err, waits)
+				}
+			}
+			return err
+		case <-tick.C:
+			h.wait(o, waitsOf(att.Status()))
+		}
+	}
+}
+
+func waitsOf(s attachment.Status) string {
+	for _, seg := range s.Segments {
+		for _, w := range seg.Waits {
+			return w.For
+		}
+	}
+	return ""
+}
+
+func (a *Attachments) attachmentOptions(v *state.Volume, before *state.Volume) attachment.Options {
+	o := attachment.Options{
+		Cluster: a.o.ID, Node: a.o.Node, Instance: a.o.Instance, Level: a.o.Cluster.View().Cluster().Level,
+		Volume: v.ID, Lineage: v.Lineage, Size: v.Size, SegmentSize: v.Options.SegmentSize,
+		Copies: v.Options.Replicas, Ack: v.Options.AckMode,
+		Epoch: v.Epoch, Session: v.Session, Detached: before.Phase == state.PhaseDetached,
+		Meta: meta{a.o.Cluster}, Dial: a.dial, Gone: a.o.Cluster.Gone, Local: a.o.Serve, Memory: a.memory,
+		Logger: a.o.Logger.With("volume", v.Name, "epoch", uint64(v.Epoch)),
+	}
+	for i := range v.Segments {
+		s := &v.Segments[i]
+		seg := attachment.Segment{ISRVersion: s.ISRVersion, Replicas: a.replicas(s), Floor: s.Floor(), End: s.End,
+			HistoryPruned: len(s.History) >= state.MaxHistory}
+		for _, e := range s.History {
+			seg.History = append(seg.History, coordinator.Start{Epoch: e.Epoch, S: e.Start})
+		}
+		o.Detached = o.Detached && s.Clean
+		o.Segments = append(o.Segments, seg)
+	}
+	return o
+}
+
+// replicas translates raft's list; a copy whose disk raft does not know has no
+// node to be reached at and is left out.
+func (a *Attachments) replicas(s *state.Segment) []coordinator.Replica {
+	view := a.o.Cluster.View()
+	list := make([]coordinator.Replica, 0, len(s.Replicas))
+	for _, r := range s.Replicas {
+		if d, ok := view.Disk(r.Disk); ok {
+			list = append(list, coordinator.Replica{ID: r.ID, Node: d.Node, Role: r.Role})
+		}
+	}
+	return list
+}
+
+func (a *Attachments) dial(ctx context.Context, node holdfast.NodeID) (net.Conn, error) {
+	n, ok := a.o.Cluster.View().Node(node)
+	if !ok || n.Removed {
+		return nil, holdfast.Errorf(holdfast.ErrNotFound, "node %v is not of this cluster", node)
+	}
+	var d net.Dialer
+	return d.DialContext(ctx, "tcp", n.Addresses.Data)
+}
+
+// expose adds the export or the device that was asked for.
+func (a *Attachments) expose(ctx context.Context, h *held, id holdfast.VolumeID, o AttachOptions) error {
+	h.mu.Lock()
+	att, name, uri, device := h.att, h.name, h.uri, h.device
+	session, epoch := h.session, h.epoch
+	h.mu.Unlock()
+	if o.NBD && uri == "" {
+		if err := a.remember(id, func(u *use) { u.NBD = true }); err != nil {
+			return err
+		}
+		if err := a.o.NBD.AddExport(nbd.Export{Name: name, Device: att}); err != nil {
+			return fmt.Errorf("export volume %s: %w", name, err)
+		}
+		uri = "nbd+unix:///" + url.PathEscape(name) + "?socket=" + url.QueryEscape(a.o.Socket)
+	}
+	if o.Device && device == "" {
+		if err := a.remember(id, func(u *use) { u.Device = true }); err != nil {
+			return err
+		}
+		path, err := a.o.Devices.Open(ctx, att, DeviceSpec{Volume: id, Name: name, Size: att.Size(), Session: session, Epoch: epoch, Base: a.used(id).Base, Continuous: att.Continuous()})
+		if err != nil {
+			return fmt.Errorf("kernel device of volume %s: %w", name, err)
+		}
+		device = path
+	}
+	h.mu.Lock()
+	h.uri, h.device = uri, device
+	h.mu.Unlock()
+	return nil
+}
+
+// watchEnd takes the export and the device away once the session is over:
+// clients see errors, and never another session's data.
+func (a *Attachments) watchEnd(h *held, id holdfast.VolumeID, att *attachment.Attachment) {
+	select {
+	case <-att.Done():
+	case <-a.ctx.Done():
+		return
+	}
+	h.turn <- struct{}{} // whoever detaches cleanly has it, and has forgotten att when it leaves
+	defer h.leave()
+	h.mu.Lock()
+	ours := h.att == att
+	name, uri, device := h.name, h.uri, h.device
+	if ours {
+		h.att, h.uri, h.device = nil, "", ""
+	}
+	h.mu.Unlock()
+	if !ours {
+		return
+	}
+	a.o.Logger.Warn("attachment ended", "volume", name, "err", att.Err())
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	defer cancel()
+	if uri != "" {
+		_ = a.o.NBD.RemoveExport(ctx, name, true) // forced: it can only have been removed already
+	}
+	if device != "" {
+		if err := a.o.Devices.Abort(ctx, id); err != nil {
+			a.o.Logger.Warn("abort the device", "volume", name, "err", err)
+		}
+	}
+	att.Close()
+	if err := a.remember(id, func(u *use) { *u = use{} }); err != nil {
+		a.o.Logger.Warn("forget the attachment", "volume", name, "err", err)
+	}
+}
+
+// Detach ends this node's attachment cleanly. It is ErrRefused while clients or
+// mounts are open, unless forced. What is not attached here is no error.
+func (a *Attachments) Detach(ctx context.Context, id holdfast.VolumeID, force bool) error {
+	h, err := a.enter(ctx, id)
+	if err != nil {
+		return err
+	}
+	defer h.leave()
+	return a.detach(ctx, h, id, force)
+}
+
+func (a *Attachments) detach(ctx context.Context, h *held, id holdfast.VolumeID, force bool) error {
+	att := h.active()
+	if att == nil {
+		return a.remember(id, func(u *use) { *u = use{} })
+	}
+	h.mu.Lock()
+	name, uri, device := h.name, h.uri, h.device
+	h.mu.Unlock()
+	if device != "" {
+		if users := a.o.Devices.Users(name); len(users) > 0 && !force {
+			return holdfast.Errorf(holdfast.ErrRefused, "volume %s is mounted on this node by %d container(s)", name, len(users)).WithRemedy("stop them, or detach with --force: they see I/O errors")
+		}
+	}
+	if uri != "" {
+		if err := a.o.NBD.RemoveExport(ctx, name, force); err != nil && !errors.Is(err, holdfast.ErrNotFound) {
+			return err
+		}
+		h.mu.Lock()
+		h.uri = ""
+		h.mu.Unlock()
+	}
+	if device != "" {
+		if err := a.closeDevice(ctx, h, id, force); err != nil {
+			return err
+		}
+	}
+	if err := a.remember(id, func(u *use) { *u = use{} }); err != nil {
+		return err
+	}
+	if err := att.Detach(ctx); err != nil {
+		return fmt.Errorf("detach volume %s: %w", name, err)
+	}
+	h.mu.Lock()
+	h.att = nil
+	h.mu.Unlock()
+	att.Close()
+	a.o.Logger.Info("volume detached", "volume", name)
+	return nil
+}
+
+// closeDevice unmounts and ends the kernel device, and keeps the attachment.
+func (a *Attachments) closeDevice(ctx context.Context, h *held, id holdfast.VolumeID, force bool) error {
+	h.mu.Lock()
+	name := h.name
+	h.mu.Unlock()
+	if err := a.o.Devices.Close(ctx, id, name, force); err != nil {
+		return fmt.Errorf("close the device of volume %s: %w", name, err)
+	}
+	h.mu.Lock()
+	h.device = ""
+	h.mu.Unlock()
+	return a.remember(id, func(u *use) { u.Device = false })
+}
+
+// Get says what this node holds of a volume; false if nothing.
+func (a *Attachments) Get(id holdfast.VolumeID) (Held, bool) {
+	a.mu.Lock()
+	h := a.held[id]
+	a.mu.Unlock()
+	if h == nil {
+		return Held{}, false
+	}
+	info := a.info(h)
+	return info, info.Active || info.Waiting != ""
+}
+
+func (a *Attachments) info(h *held) Held {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	info := Held{Epoch: h.epoch, Session: h.session, URI: h.uri, Device: h.device, Waiting: h.waiting}
+	if h.att != nil {
+		info.Status = h.att.Status()
+		info.Active = h.att.Err() == nil && info.Status.Active
+	}
+	if h.uri != "" {
+		info.Clients = len(a.o.NBD.Clients(h.name))
+	}
+	return info
+}
+
+// Device returns the running device of a volume, for tests and tools.
+func (a *Attachments) Device(id holdfast.VolumeID) (blockdev.Device, bool) {
+	a.mu.Lock()
+	h := a.held[id]
+	a.mu.Unlock()
+	if h == nil {
+		return nil, false
+	}
+	att := h.active()
+	return att, att != nil
+}
+
+// List returns the volumes that are attached here, by id.
+func (a *Attachments) List() []holdfast.VolumeID {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	var ids []holdfast.VolumeID
+	for id, h := range a.held {
+		if h.active() != nil {
+			ids = append(ids, id)
+		}
+	}
+	slices.SortFunc(ids, func(x, y holdfast.VolumeID) int { return cmp.Compare(x.String(), y.String()) })
+	return ids
+}
+
+// Close ends every attachment as a restart does: what was acknowledged is
+// flushed, devices stay with the keeper, raft is not told, and the next start
+// attaches again.
+func (a *Attachments) Close(ctx context.Context) {
+	a.cancel()
+	a.mu.Lock()
+	all := make([]*held, 0, len(a.held))
+	for _, h := range a.held {
+		all = append(all, h)
+	}
+	a.mu.Unlock()
+	var wg sync.WaitGroup
+	for _, h := range all {
+		wg.Go(func() {
+			if att := h.active(); att != nil {
+				if err := att.Flush(ctx); err != nil {
+					a.o.Logger.Warn("flush before the end", "volume", h.name, "err", err)
+				}
+			}
+		})
+	}
+	wg.Wait()
+	if a.o.Devices != nil {
+		a.o.Devices.Release(ctx)
+	}
+	for _, h := range all {
+		h.mu.Lock()
+		att := h.att
+		h.mu.Unlock()
+		if att != nil {
+			att.Close()
+		}
+	}
+	a.wg.Wait()
+}

@@ -1,0 +1,253 @@
+package reconcile
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/holdfast-storage/holdfast"
+	"github.com/holdfast-storage/holdfast/blockdev/disk"
+	"github.com/holdfast-storage/holdfast/blockdev/vfs"
+	"github.com/holdfast-storage/holdfast/raftstore/state"
+	"github.com/holdfast-storage/holdfast/replication/serve"
+)
+
+// retryEvery is the pause after a step that failed before it is tried again;
+// the watch wakes earlier when something changed.
+const retryEvery = time.Second
+
+// DisksOptions are what Disks works with.
+type DisksOptions struct {
+	Cluster  Cluster
+	Serve    *serve.Server
+	FS       vfs.FS
+	ID       holdfast.ClusterID
+	Node     holdfast.NodeID
+	Instance holdfast.InstanceID
+	// Probe says what a target holds that is not ours; see disk.FormatOptions.
+	Probe  func(path string) (what string, err error)
+	Logger *slog.Logger
+}
+
+// Disks are this node's pooled disks.
+type Disks struct {
+	o DisksOptions
+
+	mu   sync.Mutex
+	open map[holdfast.DiskID]*openDisk
+}
+
+type openDisk struct {
+	*disk.Disk
+	path  string
+	pool  string
+	count holdfast.OpenCount
+}
+
+// OpenedDisk is one disk for lists.
+type OpenedDisk struct {
+	Path, Pool string
+	Stat       disk.Stat
+}
+
+// NewDisks returns no disks; Open adds them.
+func NewDisks(o DisksOptions) *Disks {
+	return &Disks{o: o, open: map[holdfast.DiskID]*openDisk{}}
+}
+
+// Prepare formats what is not formatted yet. A target that holds something
+// else, another cluster's disk or another node's, is ErrRefused and unchanged.
+func (d *Disks) Prepare(ctx context.Context, path string, size, wal int64) error {
+	err := disk.Format(ctx, d.o.FS, path, disk.FormatOptions{
+		Cluster: d.o.ID, Node: d.o.Node, Size: size, WALSize: wal, Probe: d.o.Probe,
+	})
+	if errors.Is(err, holdfast.ErrExists) {
+		return nil // ours already
+	}
+	if err != nil {
+		return fmt.Errorf("disk %s: %w", path, err)
+	}
+	d.o.Logger.Info("disk formatted", "path", path)
+	return nil
+}
+
+// Open opens a formatted disk, tells raft, and serves its replicas. Raft
+// refuses a disk that was rolled back or cloned; then it is closed again.
+func (d *Disks) Open(ctx context.Context, path, pool string) error {
+	opened := make(chan *openDisk, 1)
+	dk, err := disk.Open(ctx, d.o.FS, path, disk.Options{Logger: d.o.Logger, OnFail: func(err error) { d.failed(<-opened, err) }})
+	if err != nil {
+		return fmt.Errorf("disk %s: %w", path, err)
+	}
+	stat := dk.Stat()
+	od := &openDisk{Disk: dk, path: path, pool: pool, count: stat.OpenCount}
+	opened <- od
+	if stat.Cluster != d.o.ID || stat.Node != d.o.Node {
+		dk.Close()
+		return holdfast.Errorf(holdfast.ErrRefused, "disk %s belongs to another cluster or node (cluster %v, node %v)", path, stat.Cluster, stat.Node).
+			WithRemedy("give another --disk; this one was not changed")
+	}
+	cmd := &state.DiskOpen{Disk: stat.Disk, Node: d.o.Node, Instance: d.o.Instance, OpenCount: stat.OpenCount, Pool: pool, Size: stat.Capacity, Free: free(stat)}
+	if err := d.insist(ctx, cmd); err != nil {
+		dk.Close()
+		return fmt.Errorf("disk %s: %w", path, err)
+	}
+	if err := d.o.Serve.AddDisk(dk); err != nil {
+		dk.Close()
+		return fmt.Errorf("disk %s: %w", path, err)
+	}
+	d.mu.Lock()
+	d.open[stat.Disk] = od
+	d.mu.Unlock()
+	d.o.Logger.Info("disk opened", "path", path, "disk", stat.Disk, "size", stat.Size, "replicas", stat.Replicas)
+	return nil
+}
+
+// insist proposes until raft gives a definite answer.
+func (d *Disks) insist(ctx context.Context, cmd state.Command) error {
+	for {
+		_, err := d.o.Cluster.Propose(ctx, cmd)
+		if err == nil || definite(err) {
+			return err
+		}
+		changed := d.o.Cluster.Changed()
+		select {
+		case <-changed:
+		case <-time.After(retryEvery):
+		case <-ctx.Done():
+			return holdfast.Errorf(holdfast.ErrTimeout, "raft did not answer: %w", err)
+		}
+	}
+}
+
+// definite reports whether the state machine itself refused a command, so that
+// asking again cannot help.
+func definite(err error) bool {
+	var reason state.Reason
+	if errors.As(err, &reason) {
+		return true
+	}
+	switch holdfast.KindOf(err) { //nolint:exhaustive // the rest may hide an applied command
+	case holdfast.ErrInvalid, holdfast.ErrNotFound, holdfast.ErrExists, holdfast.ErrRefused, holdfast.ErrFenced, holdfast.ErrUnsupported, holdfast.ErrNoSpace, holdfast.ErrIntegrity:
+		return true
+	}
+	return false
+}
+
+// failed tells raft that a disk is out for this process life (R12).
+func (d *Disks) failed(od *openDisk, cause error) {
+	d.o.Logger.Error("disk failed", "path", od.path, "err", cause)
+	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+	defer cancel()
+	if err := d.insist(ctx, &state.DiskFailed{Disk: od.Stat().Disk, OpenCount: od.count, Reason: cause.Error()}); err != nil {
+		d.o.Logger.Warn("record the failed disk", "path", od.path, "err", err)
+	}
+}
+
+// List returns the open disks, by path.
+func (d *Disks) List() []OpenedDisk {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	list := make([]OpenedDisk, 0, len(d.open))
+	for _, od := range d.open {
+		list = append(list, OpenedDisk{od.path, od.pool, od.Stat()})
+	}
+	slices.SortFunc(list, func(a, b OpenedDisk) int { return cmp.Compare(a.Path, b.Path) })
+	return list
+}
+
+// Run creates and deletes replicas as raft says, until ctx ends.
+func (d *Disks) Run(ctx context.Context) {
+	for ctx.Err() == nil {
+		changed := d.o.Cluster.Changed()
+		again := false
+		for _, id := range d.ids() {
+			if err := d.reconcile(ctx, id); err != nil {
+				d.o.Logger.Warn("reconcile disk", "disk", id, "err", err)
+				again = true
+			}
+		}
+		wait := 30 * time.Second // sizes are reported at this pace when nothing else happens
+		if again {
+			wait = retryEvery
+		}
+		select {
+		case <-changed:
+		case <-time.After(wait):
+		case <-ctx.Done():
+		}
+	}
+}
+
+func (d *Disks) ids() []holdfast.DiskID {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	ids := make([]holdfast.DiskID, 0, len(d.open))
+	for id := range d.open {
+		ids = append(ids, id)
+	}
+	return ids
+}
+
+// reconcile makes what raft placed on a disk, and deletes what raft gave up.
+// A replica that raft does not name is left alone: only a tombstone or the role
+// deleting, seen in a view, allows to delete.
+func (d *Disks) reconcile(ctx context.Context, id holdfast.DiskID) error {
+	d.mu.Lock()
+	od := d.open[id]
+	d.mu.Unlock()
+	var errs []error
+	for p := range d.o.Cluster.View().ReplicasOn(id) {
+		var err error
+		if p.Volume.Deleted || p.Replica.Role == holdfast.RoleDeleting {
+			if err = d.o.Serve.DeleteReplica(ctx, p.Replica.ID); err == nil {
+				_, err = d.o.Cluster.Propose(ctx, &state.ReplicaGone{Replica: p.Replica.ID})
+			}
+		} else if _, have := od.Replica(p.Replica.ID); !have {
+			err = d.o.Serve.CreateReplica(id, disk.ReplicaDesc{Segment: p.Segment, Replica: p.Replica.ID, Lineage: p.Volume.Lineage, Size: p.Size})
+		}
+		if err != nil {
+			errs = append(errs, fmt.Errorf("replica %v of volume %s: %w", p.Replica.ID, p.Volume.Name, err))
+		}
+	}
+	errs = append(errs, d.report(ctx, od))
+	return errors.Join(errs...)
+}
+
+// reportAbove is the change of free space worth a raft command.
+const reportAbove = 64 << 20
+
+// report tells raft how much is free, once it moved enough to matter for
+// placement.
+func (d *Disks) report(ctx context.Context, od *openDisk) error {
+	stat := od.Stat()
+	known, ok := d.o.Cluster.View().Disk(stat.Disk)
+	failed := stat.Failed != nil
+	if !ok || failed {
+		return nil //nolint:nilerr // raft was told when it failed
+	}
+	if diff := known.Free - free(stat); diff > -reportAbove && diff < reportAbove {
+		return nil
+	}
+	_, err := d.o.Cluster.Propose(ctx, &state.DiskUpdate{Disk: stat.Disk, OpenCount: od.count, Size: stat.Capacity, Free: free(stat)})
+	return err
+}
+
+func free(s disk.Stat) int64 { return max(0, s.Capacity-s.Used-s.Reserved) }
+
+// Close closes every disk. The server must be closed before.
+func (d *Disks) Close() error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	var errs []error
+	for id, od := range d.open {
+		errs = append(errs, od.Disk.Close())
+		delete(d.open, id)
+	}
+	return errors.Join(errs...)
+}

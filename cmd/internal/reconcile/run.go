@@ -1,0 +1,114 @@
+package reconcile
+
+import (
+	"context"
+	"time"
+
+	"github.com/holdfast-storage/holdfast"
+	"github.com/holdfast-storage/holdfast/raftstore/state"
+)
+
+// Run attaches again what the record says, and tells running attachments what
+// changed in raft, until ctx ends.
+func (a *Attachments) Run(ctx context.Context) {
+	a.restore(ctx)
+	known := map[holdfast.VolumeID]*state.Volume{}
+	for ctx.Err() == nil {
+		changed := a.o.Cluster.Changed()
+		view := a.o.Cluster.View()
+		for _, id := range a.List() {
+			v, ok := view.Volume(id)
+			if !ok {
+				continue
+			}
+			if known[id] != v {
+				a.tellReplicas(id, v)
+				known[id] = v
+			}
+			a.tellLiveness(id, view)
+		}
+		select {
+		case <-changed:
+		case <-ctx.Done():
+		}
+	}
+}
+
+func (a *Attachments) tellReplicas(id holdfast.VolumeID, v *state.Volume) {
+	a.mu.Lock()
+	h := a.held[id]
+	a.mu.Unlock()
+	if att := h.active(); att != nil {
+		for i := range v.Segments {
+			att.UpdateReplicas(uint32(i), a.replicas(&v.Segments[i]))
+		}
+	}
+}
+
+func (a *Attachments) tellLiveness(id holdfast.VolumeID, view *state.View) {
+	a.mu.Lock()
+	h := a.held[id]
+	a.mu.Unlock()
+	att := h.active()
+	if att == nil {
+		return
+	}
+	for n := range view.Nodes() {
+		att.NodeGone(n.ID, a.o.Cluster.Gone(n.ID))
+	}
+}
+
+// restore attaches again, side by side, what this node held when it ended. What
+// another node holds by now stays there. Devices that nothing remembers were
+// swept before the first request (New).
+func (a *Attachments) restore(ctx context.Context) {
+	for id, u := range a.left {
+		a.wg.Go(func() { a.restoreOne(ctx, id, u) })
+	}
+}
+
+// restoreOne keeps trying until the volume is attached, is another's, or ctx
+// ends: its clients wait for it.
+func (a *Attachments) restoreOne(ctx context.Context, id holdfast.VolumeID, u use) {
+	for ctx.Err() == nil {
+		view, err := a.o.Cluster.Read(ctx)
+		if err == nil {
+			v, ok := view.Volume(id)
+			if !ok || v.Deleted || v.Phase == state.PhaseDetached || v.Holder.Node != a.o.Node {
+				a.giveUp(ctx, id)
+				return
+			}
+			_, err = a.Attach(ctx, id.String(), AttachOptions{NBD: u.NBD, Device: u.Device})
+		}
+		if err == nil {
+			return
+		}
+		a.o.Logger.Warn("attach again after the restart", "volume", id, "err", err)
+		select {
+		case <-time.After(retryEvery):
+		case <-ctx.Done():
+		}
+	}
+}
+
+// giveUp forgets a volume that another node took while this one was away; its
+// device here, if any, ends with errors.
+func (a *Attachments) giveUp(ctx context.Context, id holdfast.VolumeID) {
+	h, err := a.enter(ctx, id)
+	if err != nil {
+		return
+	}
+	defer h.leave()
+	if h.active() != nil {
+		return // a user attached it here meanwhile
+	}
+	a.o.Logger.Warn("a volume that was attached here has been taken over or detached", "volume", id)
+	if a.o.Devices != nil {
+		if err := a.o.Devices.Abort(ctx, id); err != nil {
+			a.o.Logger.Warn("abort its device", "volume", id, "err", err)
+		}
+	}
+	if err := a.remember(id, func(u *use) { *u = use{} }); err != nil {
+		a.o.Logger.Warn("forget it", "volume", id, "err", err)
+	}
+}

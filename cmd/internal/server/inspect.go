@@ -1,0 +1,205 @@
+package server
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"slices"
+
+	"github.com/holdfast-storage/holdfast"
+	"github.com/holdfast-storage/holdfast/cmd/internal/api"
+	"github.com/holdfast-storage/holdfast/cmd/internal/api/apipb"
+	"github.com/holdfast-storage/holdfast/cmd/internal/reconcile"
+	"github.com/holdfast-storage/holdfast/raftstore/state"
+	"github.com/holdfast-storage/holdfast/replication/attachment"
+)
+
+// ListVolumes implements apipb.HoldfastServer: by name, from the local view.
+func (s *Server) ListVolumes(context.Context, *apipb.ListVolumesRequest) (*apipb.ListVolumesResponse, error) {
+	view := s.o.Cluster.View()
+	resp := &apipb.ListVolumesResponse{}
+	for v := range view.Volumes() {
+		resp.Volumes = append(resp.Volumes, s.volume(view, v))
+	}
+	slices.SortFunc(resp.Volumes, func(a, b *apipb.Volume) int { return cmp.Compare(a.Name, b.Name) })
+	return resp, nil
+}
+
+// InspectVolume implements apipb.HoldfastServer. The holder knows most.
+func (s *Server) InspectVolume(ctx context.Context, req *apipb.VolumeRequest) (*apipb.Volume, error) {
+	v, err := s.o.Attachments.Find(ctx, req.Name)
+	if err != nil {
+		return nil, err
+	}
+	var fromHolder *apipb.Volume
+	done, err := s.holderCall(ctx, v, func(ctx context.Context, c *api.Client) (err error) {
+		fromHolder, err = c.InspectVolume(ctx, req)
+		return err
+	})
+	if done && err == nil {
+		return fromHolder, nil
+	}
+	return s.volume(s.o.Cluster.View(), v), nil // a holder that does not answer is no reason to say nothing
+}
+
+// ExplainVolume implements apipb.HoldfastServer.
+func (s *Server) ExplainVolume(ctx context.Context, req *apipb.VolumeRequest) (*apipb.Explanation, error) {
+	v, err := s.o.Attachments.Find(ctx, req.Name)
+	if err != nil {
+		return nil, err
+	}
+	var resp *apipb.Explanation
+	done, callErr := s.holderCall(ctx, v, func(ctx context.Context, c *api.Client) (err error) {
+		resp, err = c.ExplainVolume(ctx, req)
+		return err
+	})
+	if done && callErr == nil {
+		return resp, nil
+	}
+	resp = s.explain(v)
+	if done {
+		resp.Lines = append(resp.Lines, fmt.Sprintf("the holder, node %s, does not answer: %v", s.nodeName(v.Holder.Node), callErr))
+	}
+	return resp, nil
+}
+
+func (s *Server) explain(v *state.Volume) *apipb.Explanation {
+	view := s.o.Cluster.View()
+	e := &apipb.Explanation{Volume: s.volume(view, v)}
+	say := func(format string, args ...any) { e.Lines = append(e.Lines, fmt.Sprintf(format, args...)) }
+	held, here := s.o.Attachments.Get(v.ID)
+	switch {
+	case v.Phase == state.PhaseDetached:
+		say("volume %s is detached; the last epoch was %d", v.Name, v.Epoch)
+	case s.o.Cluster.Gone(v.Holder.Node) && v.Holder.Node != s.o.Node:
+		say("volume %s: epoch %d belongs to node %s, which is gone; attach it on another node to take it over", v.Name, v.Epoch, s.nodeName(v.Holder.Node))
+	default:
+		say("volume %s: node %s holds epoch %d (%s)", v.Name, s.nodeName(v.Holder.Node), v.Epoch, v.Phase)
+	}
+	if here {
+		if held.Waiting != "" {
+			e.Waits = append(e.Waits, &apipb.WaitReason{Reason: held.Waiting})
+		}
+		if held.Status.Ended != nil {
+			say("the session on this node ended: %v", held.Status.Ended)
+		}
+		for i := range held.Status.Segments {
+			s.explainSegment(e, uint32(i), &held.Status.Segments[i], say)
+		}
+		return e
+	}
+	for i := range v.Segments {
+		for _, r := range v.Segments[i].Replicas {
+			say("segment %d: replica on node %s is %s since epoch %d", i, s.diskNode(view, r.Disk), r.Role, r.SinceEpoch)
+		}
+	}
+	return e
+}
+
+func (s *Server) explainSegment(e *apipb.Explanation, index uint32, seg *attachment.SegmentStatus, say func(string, ...any)) {
+	st := seg.State
+	say("segment %d: %s, tail %d, acknowledged %d, committed %d, ack %s, %d requests in work", index, st.Phase, st.Tail, st.Acked, st.Commit, st.Ack, seg.Requests)
+	for i, m := range st.Members {
+		more := ""
+		if i < len(seg.Members) {
+			lag := seg.Members[i]
+			if lag.LagOps > 0 {
+				more = fmt.Sprintf(", lacks %d entries", lag.LagOps)
+			}
+			if m.CopyTotal > 0 {
+				more += fmt.Sprintf(", %d of %d chunks copied", m.CopyDone, m.CopyTotal)
+			}
+			if lag.LastError != "" && lag.Remote == "" {
+				more += ", not reached: " + lag.LastError
+			}
+		}
+		role := "not in sync"
+		if m.InSync {
+			role = "in sync"
+		}
+		say("segment %d: replica on node %s is %s (%s), tail %d, durable %d%s", index, s.nodeName(m.Node), role, m.Link, m.Tail, m.Dur, more)
+	}
+	e.BytesResynced += seg.BytesResynced
+	for _, w := range seg.Waits {
+		e.Waits = append(e.Waits, &apipb.WaitReason{Segment: index, Reason: w.For, SinceMillis: w.Time.Milliseconds()})
+	}
+}
+
+// volume describes a volume from a view, and from the attachment if it is here.
+func (s *Server) volume(view *state.View, v *state.Volume) *apipb.Volume {
+	out := &apipb.Volume{
+		Name: v.Name, Id: v.ID.String(), Size: v.Size, State: string(v.State()), Epoch: uint64(v.Epoch),
+		ReplicaCount: int32(v.Options.Replicas), Fs: v.Options.FS, FsState: string(v.Format), Mkfs: v.Options.Mkfs,
+		MountOptions: v.Options.MountOptions, MinCopies: int32(v.Options.MinCopies), OnQuorumLoss: "freeze",
+		Labels: v.Labels.Map(), SegmentSize: v.Options.SegmentSize, Mounts: s.o.Attachments.Users(v.Name), Mountpoint: s.o.Attachments.Path(v.Name),
+	}
+	if v.Phase != state.PhaseDetached {
+		out.Node, out.Session = s.nodeName(v.Holder.Node), v.Session.String()
+		if v.Phase == state.PhaseAttaching || v.Holder.Node != s.o.Node && s.o.Cluster.Gone(v.Holder.Node) {
+			out.State = string(holdfast.VolumeUnavailable)
+		}
+	}
+	held, here := s.o.Attachments.Get(v.ID)
+	if here && held.Active {
+		out.Device, out.Uri, out.Clients = held.Device, held.URI, int32(held.Clients)
+	} else if v.Phase != state.PhaseDetached && v.Holder.Node == s.o.Node {
+		out.State = string(holdfast.VolumeUnavailable)
+	}
+	for i := range v.Segments {
+		for _, r := range v.Segments[i].Replicas {
+			if r.Role != holdfast.RoleDeleting {
+				out.Replicas = append(out.Replicas, s.replica(view, held, i, r))
+			}
+		}
+	}
+	out.Used = s.used(v)
+	return out
+}
+
+// used is what the replicas on this node occupy, the fullest per segment.
+func (s *Server) used(v *state.Volume) int64 {
+	var sum int64
+	for i := range v.Segments {
+		var most int64
+		for _, r := range v.Segments[i].Replicas {
+			if status, ok := s.o.Serve.Replica(r.ID); ok {
+				most = max(most, status.Log.Used)
+			}
+		}
+		sum += most
+	}
+	return sum
+}
+
+func (s *Server) replica(view *state.View, held reconcile.Held, segment int, r state.Replica) *apipb.Replica {
+	out := &apipb.Replica{Id: r.ID.String(), Segment: uint32(segment), Node: s.diskNode(view, r.Disk), Disk: r.Disk.String(), State: string(r.Role)}
+	if d, ok := view.Disk(r.Disk); ok {
+		if n, ok := view.Node(d.Node); ok {
+			out.Address = n.Addresses.Data
+		}
+	}
+	if status, ok := s.o.Serve.Replica(r.ID); ok {
+		out.Tail, out.Durable = uint64(status.Core.Tail), uint64(status.Core.Dur)
+	}
+	if segment >= len(held.Status.Segments) {
+		return out
+	}
+	seg := &held.Status.Segments[segment]
+	for i, m := range seg.State.Members {
+		if m.Replica != r.ID {
+			continue
+		}
+		out.Tail, out.Durable = max(out.Tail, uint64(m.Tail)), max(out.Durable, uint64(m.Dur))
+		if i < len(seg.Members) {
+			out.BytesToSync = max(0, seg.Members[i].LagBytes) + (m.CopyTotal-m.CopyDone)*holdfast.ChunkSize
+		}
+	}
+	return out
+}
+
+func (s *Server) diskNode(view *state.View, id holdfast.DiskID) string {
+	if d, ok := view.Disk(id); ok {
+		return s.nodeName(d.Node)
+	}
+	return "unknown"
+}

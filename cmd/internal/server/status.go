@@ -1,0 +1,152 @@
+package server
+
+import (
+	"cmp"
+	"context"
+	"slices"
+
+	"github.com/holdfast-storage/holdfast"
+	"github.com/holdfast-storage/holdfast/cmd/internal/api/apipb"
+	"github.com/holdfast-storage/holdfast/raftstore/state"
+)
+
+// ListNodes implements apipb.HoldfastServer.
+func (s *Server) ListNodes(context.Context, *apipb.ListNodesRequest) (*apipb.ListNodesResponse, error) {
+	view := s.o.Cluster.View()
+	resp := &apipb.ListNodesResponse{}
+	for n := range view.Nodes() {
+		resp.Nodes = append(resp.Nodes, s.node(view, n))
+	}
+	slices.SortFunc(resp.Nodes, func(a, b *apipb.Node) int { return cmp.Compare(a.Name, b.Name) })
+	return resp, nil
+}
+
+// InspectNode implements apipb.HoldfastServer.
+func (s *Server) InspectNode(_ context.Context, req *apipb.NodeRequest) (*apipb.Node, error) {
+	view := s.o.Cluster.View()
+	n, ok := view.NodeByName(req.Name)
+	if !ok {
+		if id, err := holdfast.ParseID[holdfast.NodeID](req.Name); err == nil {
+			n, ok = view.Node(id)
+		}
+	}
+	if !ok {
+		return nil, holdfast.Errorf(holdfast.ErrNotFound, "no node %q", req.Name).WithRemedy("see holdfast node ls")
+	}
+	return s.node(view, n), nil
+}
+
+func (s *Server) node(view *state.View, n *state.Node) *apipb.Node {
+	out := &apipb.Node{
+		Name: n.Name, Id: n.ID.String(), Address: n.Addresses.API, DataAddress: n.Addresses.Data, RaftAddress: n.Addresses.Raft,
+		State: "up", Raft: string(n.Kind), Version: n.Version, Labels: n.Labels.Map(), Disks: s.disks(view, n.ID),
+	}
+	if n.ID != s.o.Node && s.o.Cluster.Gone(n.ID) {
+		out.State = "gone"
+	}
+	if leader, ok := s.o.Leader(); ok && leader == n.ID {
+		out.Raft = "leader"
+	}
+	for v := range view.Volumes() {
+		if v.Phase != state.PhaseDetached && v.Holder.Node == n.ID {
+			out.Attachments++
+		}
+	}
+	return out
+}
+
+// ListDisks implements apipb.HoldfastServer.
+func (s *Server) ListDisks(_ context.Context, req *apipb.ListDisksRequest) (*apipb.ListDisksResponse, error) {
+	view := s.o.Cluster.View()
+	resp := &apipb.ListDisksResponse{}
+	for n := range view.Nodes() {
+		if req.Node == "" || req.Node == n.Name {
+			resp.Disks = append(resp.Disks, s.disks(view, n.ID)...)
+		}
+	}
+	if _, ok := view.NodeByName(req.Node); req.Node != "" && !ok {
+		return nil, holdfast.Errorf(holdfast.ErrNotFound, "no node %q", req.Node).WithRemedy("see holdfast node ls")
+	}
+	slices.SortFunc(resp.Disks, func(a, b *apipb.Disk) int { return cmp.Or(cmp.Compare(a.Node, b.Node), cmp.Compare(a.Id, b.Id)) })
+	return resp, nil
+}
+
+func (s *Server) disks(view *state.View, node holdfast.NodeID) []*apipb.Disk {
+	var list []*apipb.Disk
+	for d := range view.Disks() {
+		if d.Node != node {
+			continue
+		}
+		out := &apipb.Disk{Id: d.ID.String(), Node: s.nodeName(node), State: string(d.State), Pool: d.Pool,
+			Size: d.Size, Free: d.Free, Used: d.Size - d.Free, OpenCount: uint64(d.OpenCount)}
+		for range view.ReplicasOn(d.ID) {
+			out.Replicas++
+		}
+		if node == s.o.Node {
+			s.localDisk(out, d.ID)
+		}
+		list = append(list, out)
+	}
+	return list
+}
+
+// localDisk adds what only the disk's own node knows.
+func (s *Server) localDisk(out *apipb.Disk, id holdfast.DiskID) {
+	for _, d := range s.o.Disks.List() {
+		if d.Stat.Disk == id {
+			out.Path, out.WalSize = d.Path, d.Stat.WALSize
+			out.Size, out.Used = d.Stat.Capacity, d.Stat.Used
+			out.Free = max(0, d.Stat.Capacity-d.Stat.Used-d.Stat.Reserved)
+		}
+	}
+}
+
+// Status implements apipb.HoldfastServer.
+func (s *Server) Status(ctx context.Context, _ *apipb.StatusRequest) (*apipb.ClusterStatus, error) {
+	view := s.o.Cluster.View()
+	out := &apipb.ClusterStatus{
+		Cluster: view.Cluster().ID.String(), Node: s.nodeName(s.o.Node), Level: uint32(view.Cluster().Level),
+		Warnings: slices.Clone(s.o.Warnings), Off: s.o.Off, Version: s.o.Version,
+	}
+	for n := range view.Nodes() {
+		out.Nodes++
+		if n.ID == s.o.Node || !s.o.Cluster.Gone(n.ID) {
+			out.NodesUp++
+		}
+		if n.Kind == state.MemberVoter {
+			out.Voters++
+		}
+	}
+	if out.Nodes == 2 {
+		out.Warnings = append(out.Warnings, "two nodes have one raft voter: without it nothing can be attached or removed from the in-sync set; a third node, even with --disk none, makes three voters")
+	}
+	for v := range view.Volumes() {
+		out.Volumes++
+		switch holdfast.VolumeState(s.volume(view, v).State) { //nolint:exhaustive // the rest is counted as volumes only
+		case holdfast.VolumeAttached:
+			out.VolumesAttached++
+		case holdfast.VolumeDegraded:
+			out.VolumesAttached++
+			out.VolumesDegraded++
+		case holdfast.VolumeUnavailable:
+			out.VolumesUnavailable++
+		}
+	}
+	for d := range view.Disks() {
+		out.Size += d.Size
+		out.Used += d.Size - d.Free
+	}
+	if leader, ok := s.o.Leader(); ok {
+		out.Leader = s.nodeName(leader)
+	}
+	_, err := s.o.Cluster.Read(ctx)
+	switch {
+	case err != nil:
+		out.Reason = "raft has no quorum: " + err.Error()
+	case nodesWithDisks(view) == 0:
+		out.Reason = "no node has a disk"
+	default:
+		out.Ready = true
+	}
+	return out, nil
+}
