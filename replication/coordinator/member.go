@@ -110,7 +110,7 @@ func (c *Core) addMember(r Replica) {
 	if r.Role == holdfast.RoleOrphan || r.Role == holdfast.RoleDeleting {
 		return
 	}
-	c.members = append(c.members, &member{Replica: r, inISR: r.Role == holdfast.RoleInSync, lastHeard: c.now, ageFrom: c.now})
+	c.members = append(c.members, &member{Replica: r, inISR: r.Role == holdfast.RoleInSync || Mutant == "activate_from_any", lastHeard: c.now, ageFrom: c.now})
 }
 
 func (c *Core) member(id holdfast.ReplicaID) *member {
@@ -291,6 +291,7 @@ func (c *Core) onTick() {
 		c.connect(m)
 		c.watch(m)
 	}
+	c.readsOverdue()
 }
 
 // watch suspects and evicts (R2: by raft first).

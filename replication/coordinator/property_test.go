@@ -255,6 +255,6 @@ func (m *madhouse) raft() {
 	}
 	p := m.proposals[0]
 	m.proposals = nil
-	o := Outcome(rapid.SampledFrom([]Outcome{OutcomeApplied, OutcomeApplied, OutcomeApplied, OutcomeUnknown, OutcomeConflict}).Draw(m.t, "outcome"))
+	o := rapid.SampledFrom([]Outcome{OutcomeApplied, OutcomeApplied, OutcomeApplied, OutcomeUnknown, OutcomeConflict}).Draw(m.t, "outcome")
 	m.step(Proposed{ID: p.ID, Outcome: o, ISRVersion: p.ISRVersion + 1})
 }

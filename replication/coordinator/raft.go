@@ -116,6 +116,9 @@ func (c *Core) applied(cmd *command, version holdfast.ISRVersion) {
 	case CommandGrow:
 		c.isrVersion = version
 		cmd.replica.inISR = true
+		if Mutant == "add_raft_first" {
+			cmd.replica.inAckset = true
+		}
 		c.notice(NoticeInSync, cmd.replica, false, "in sync; isr version %d", version)
 		c.setAckMode()
 	}

@@ -29,6 +29,7 @@ type read struct {
 	since          time.Duration
 	overlap        holdfast.Seq // before, after: the write to wait for
 	sample         uint64
+	sampledAt      time.Duration
 	source         *member
 	round          uint64 // pings of this round or later count
 	tried          []*member
@@ -91,7 +92,7 @@ func (c *Core) sampleRead(r *read) {
 		return
 	}
 	c.samples++
-	r.step, r.sample, r.source = readSampling, c.samples, m
+	r.step, r.sample, r.sampledAt, r.source = readSampling, c.samples, c.now, m
 	r.round = c.round + 1
 	c.roundWant = c.roundWant || c.needsPing(m)
 	c.do(SampleRead{ID: r.id, Sample: r.sample, Replica: m.ID, Conn: m.conn, Epoch: c.opt.Epoch, Offset: r.offset, Length: r.length})
@@ -180,6 +181,22 @@ func (c *Core) confirmed(r *read) bool {
 		return true
 	}
 	return all
+}
+
+// readsOverdue samples at another member what one does not answer: its disk may
+// hang although it answers pings. If there is no other, the read waits.
+func (c *Core) readsOverdue() {
+	for _, r := range c.reads {
+		if r.step != readSampling || c.now-max(r.sampledAt, r.source.ageFrom) < c.lim.Suspect {
+			continue
+		}
+		r.tried = append(r.tried, r.source)
+		if c.untried(r) == nil {
+			r.tried = r.tried[:len(r.tried)-1]
+			continue
+		}
+		r.step, r.overlap = readBefore, 0
+	}
 }
 
 // readsFromLost samples anew what was being read from m.

@@ -253,7 +253,7 @@ func (c *Core) count(m *member) {
 		behind += c.win.cost[c.win.costAt(s)]
 	}
 	if behind <= countWithin && m.dur >= c.commit {
-		m.inAckset = true
+		m.inAckset = Mutant != "add_raft_first"
 	}
 }
 
@@ -262,6 +262,9 @@ func (c *Core) count(m *member) {
 func (c *Core) mayGrow(m *member) bool {
 	if Mutant == "add_without_catchup" {
 		return m.inAckset && !m.inISR
+	}
+	if Mutant == "add_raft_first" && c.mayCount(m) && !m.inISR {
+		return m.tail >= c.acked && m.dur >= c.commit
 	}
 	if !m.inAckset || m.inISR || m.evicting || !m.streaming() {
 		return false

@@ -138,6 +138,11 @@ func (h *host) receive(l *link, body any) {
 		h.batch++
 		m.ev.Conn, m.ev.Batch = c, h.batch
 		h.installs[h.batch] = m
+		if h.n.w.chance(h.n.w.rates.strike * 0.3) {
+			h.n.disk.mem.apply(min(h.n.disk.mem.st.Commit, h.n.disk.mem.st.Dur))
+			h.n.disk.checkpoint(0) // right under a chunk that is about to come
+			h.tellApplied()
+		}
 		h.step(m.ev)
 	case replica.Fence:
 		m.Conn = c
@@ -222,6 +227,11 @@ func (h *host) act(a replica.Action) {
 		d.write(record{kind: recInstall, chunk: m.chunk, data: m.data, seq: a.AsOf, last: m.last})
 		h.n.after(w.between(time.Microsecond, time.Millisecond), func() { h.step(replica.Installed{Batch: a.Batch}) })
 	case replica.LogWhole:
+		if Mutant == "install_not_durable" {
+			d.overtake(record{kind: recWhole})
+			h.n.after(time.Millisecond, func() { h.step(replica.WholeDone{}) })
+			return
+		}
 		d.write(record{kind: recWhole})
 		h.later(func() replica.Event { return replica.WholeDone{} })
 	case replica.LogFetch:

@@ -28,6 +28,14 @@ var mutants = []struct {
 	{"ping_any", 3000},
 	{"remote_read_epoch_only", 3000},
 	{"inflight_checked_before_only", 3000},
+	{"activate_from_any", 3000},
+	{"add_raft_first", 3000},
+	{"claim_continuity", 3000},
+	{"flush_lies", 3000},
+	{"stale_raft_cmd", 3000},
+	{"install_below_ckpt", 3000},
+	{"list_before_applied", 3000},
+	{"install_not_durable", 3000},
 }
 
 var mutantFlag = flag.String("mutant", "", "leave this rule out in TestSeeds")

@@ -101,7 +101,7 @@ func (r *register) propose(wr *writer, p coordinator.Propose) {
 
 // apply is the state machine of protocol section 3.
 func (r *register) apply(wr *writer, p coordinator.Propose) coordinator.Outcome {
-	if p.Epoch != r.epoch {
+	if p.Epoch != r.epoch && (Mutant != "stale_raft_cmd" || p.Command == coordinator.CommandActivate) {
 		return coordinator.OutcomeFenced
 	}
 	switch p.Command {
@@ -128,7 +128,7 @@ func (r *register) apply(wr *writer, p coordinator.Propose) coordinator.Outcome 
 		if p.ISRVersion+1 == r.version && !r.inISR(p.Replica) {
 			return coordinator.OutcomeApplied
 		}
-		if p.ISRVersion != r.version {
+		if p.ISRVersion != r.version && Mutant != "stale_raft_cmd" {
 			return coordinator.OutcomeConflict
 		}
 		if len(r.isr) == 1 && r.inISR(p.Replica) {
@@ -149,7 +149,7 @@ func (r *register) apply(wr *writer, p coordinator.Propose) coordinator.Outcome 
 		if p.ISRVersion+1 == r.version && r.inISR(p.Replica) {
 			return coordinator.OutcomeApplied
 		}
-		if p.ISRVersion != r.version {
+		if p.ISRVersion != r.version && Mutant != "stale_raft_cmd" {
 			return coordinator.OutcomeConflict
 		}
 		if !r.inISR(p.Replica) {

@@ -324,7 +324,7 @@ func (a *Attachments) attachmentOptions(v *state.Volume, before *state.Volume) a
 		Copies: v.Options.Replicas, Ack: v.Options.AckMode,
 		Epoch: v.Epoch, Session: v.Session, Detached: before.Phase == state.PhaseDetached,
 		Meta: meta{a.o.Cluster}, Dial: a.dial, Gone: a.o.Cluster.Gone, Local: a.o.Serve, Memory: a.memory,
-		Logger: a.o.Logger.With("volume", v.Name, "epoch", uint64(v.Epoch)),
+		Logger: a.o.Logger.With("name", v.Name),
 	}
 	for i := range v.Segments {
 		s := &v.Segments[i]
