@@ -10,7 +10,7 @@ import (
 
 // twoReplicas is a disk whose log holds, durably, four entries of each of two
 // replicas, the first two of each applied and checkpointed.
-func twoReplicas(t *testing.T) (*vfs.Memory, *Disk) {
+func twoReplicas(t testing.TB) (*vfs.Memory, *Disk) {
 	t.Helper()
 	fs := vfs.NewMemory(1)
 	mustFormat(t, fs, testPath, smallFormat())
@@ -39,7 +39,7 @@ func twoReplicas(t *testing.T) (*vfs.Memory, *Disk) {
 	return fs, d
 }
 
-func entryOf(t *testing.T, d *Disk, n byte, seq holdfast.Seq) *logEntry {
+func entryOf(t testing.TB, d *Disk, n byte, seq holdfast.Seq) *logEntry {
 	t.Helper()
 	r, _ := d.Replica(testDesc(n, 0).Replica)
 	return r.index.get(seq)

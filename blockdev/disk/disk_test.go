@@ -33,14 +33,14 @@ func tinyFormat() FormatOptions {
 	return o
 }
 
-func mustFormat(t *testing.T, fs vfs.FS, path string, o FormatOptions) {
+func mustFormat(t testing.TB, fs vfs.FS, path string, o FormatOptions) {
 	t.Helper()
 	if err := Format(t.Context(), fs, path, o); err != nil {
 		t.Fatalf("format: %v", err)
 	}
 }
 
-func mustOpen(t *testing.T, fs vfs.FS, path string) *Disk {
+func mustOpen(t testing.TB, fs vfs.FS, path string) *Disk {
 	t.Helper()
 	d, err := Open(t.Context(), fs, path, Options{ApplyEvery: -1})
 	if err != nil {
@@ -57,7 +57,7 @@ func testDesc(n byte, size int64) ReplicaDesc {
 	}
 }
 
-func mustCreate(t *testing.T, d *Disk, n byte, size int64) *Replica {
+func mustCreate(t testing.TB, d *Disk, n byte, size int64) *Replica {
 	t.Helper()
 	r, err := d.CreateReplica(testDesc(n, size))
 	if err != nil {
@@ -89,14 +89,14 @@ func writeEntry(epoch holdfast.Epoch, seq holdfast.Seq, off int64, n int) Entry 
 	return Entry{Epoch: epoch, Seq: seq, Type: OpWrite, Offset: off, Length: int64(n), CRC: crcsOf(p), Payload: p}
 }
 
-func mustAppend(t *testing.T, r *Replica, entries ...Entry) {
+func mustAppend(t testing.TB, r *Replica, entries ...Entry) {
 	t.Helper()
 	if err := r.Append(entries); err != nil {
 		t.Fatalf("append entry %d: %v", entries[0].Seq, err)
 	}
 }
 
-func mustSync(t *testing.T, r *Replica) holdfast.Seq {
+func mustSync(t testing.TB, r *Replica) holdfast.Seq {
 	t.Helper()
 	dur, err := r.Sync(t.Context())
 	if err != nil {
@@ -105,7 +105,7 @@ func mustSync(t *testing.T, r *Replica) holdfast.Seq {
 	return dur
 }
 
-func mustRead(t *testing.T, r *Replica, off int64, n int) []byte {
+func mustRead(t testing.TB, r *Replica, off int64, n int) []byte {
 	t.Helper()
 	p := make([]byte, n)
 	if err := r.ReadAt(p, off); err != nil {
@@ -114,14 +114,14 @@ func mustRead(t *testing.T, r *Replica, off int64, n int) []byte {
 	return p
 }
 
-func wantRead(t *testing.T, r *Replica, off int64, want []byte) {
+func wantRead(t testing.TB, r *Replica, off int64, want []byte) {
 	t.Helper()
 	if got := mustRead(t, r, off, len(want)); !bytes.Equal(got, want) {
 		t.Fatalf("read at %d: got %.40q, want %.40q", off, got, want)
 	}
 }
 
-func wantKind(t *testing.T, err error, kind holdfast.Kind) {
+func wantKind(t testing.TB, err error, kind holdfast.Kind) {
 	t.Helper()
 	if !errors.Is(err, kind) {
 		t.Fatalf("got error %v, want kind %q", err, kind)

@@ -180,7 +180,10 @@ func TestFormatRefuses(t *testing.T) {
 	if err := format(used(), other); !errors.Is(err, holdfast.ErrRefused) || !strings.Contains(err.Error(), "another cluster") {
 		t.Fatalf("disk of another cluster: got %v", err)
 	}
-	wantKind(t, format(used(), smallFormat()), holdfast.ErrRefused)
+	wantKind(t, format(used(), smallFormat()), holdfast.ErrExists)
+	moved := smallFormat()
+	moved.Node = holdfast.NodeID{0xfe}
+	wantKind(t, format(used(), moved), holdfast.ErrRefused)
 	forced := other
 	forced.Force = true
 	fs := used()

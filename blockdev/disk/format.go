@@ -27,7 +27,8 @@ const blankCheck = 4 << 20
 // Format makes a disk of path: an image file, created if it is not there, with
 // its WAL files in the directory path.wal beside it, or a block device. On
 // return everything is durable. It refuses (ErrRefused) a target that is not
-// blank, unless forced, and ErrInvalid sizes; it fails with ErrIO.
+// blank, unless forced (ErrExists if it is a disk of this very node), and
+// ErrInvalid sizes; it fails with ErrIO.
 func Format(ctx context.Context, fs vfs.FS, path string, o FormatOptions) error {
 	if o.Cluster.IsZero() || o.Node.IsZero() {
 		return holdfast.Errorf(holdfast.ErrInvalid, "format %s: the cluster's and the node's id are required", path)

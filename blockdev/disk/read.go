@@ -182,12 +182,11 @@ func (r *Replica) readPayload(p []byte, e *logEntry, from int64) error {
 	r.mu.RLock()
 	src, bad := source{kind: fromLog, slot: e.slot, pos: e.pos + from*blockSize}, e.bad
 	r.mu.RUnlock()
-	lost := holdfast.Errorf(holdfast.ErrIntegrity, "the payload of entry %d of replica %v is lost", e.seq, r.desc.Replica)
-	if bad {
-		return lost
-	}
 	crc := e.crc[from:][:len(p)/blockSize]
-	for _, direct := range []bool{false, true} {
+	for _, direct := range [...]bool{false, true} {
+		if bad {
+			break
+		}
 		if err := r.d.fetch(p, src, direct); err != nil {
 			return holdfast.Errorf(holdfast.ErrIO, "read entry %d of replica %v from the log: %w", e.seq, r.desc.Replica, err)
 		}
@@ -195,5 +194,5 @@ func (r *Replica) readPayload(p []byte, e *logEntry, from int64) error {
 			return nil
 		}
 	}
-	return lost
+	return holdfast.Errorf(holdfast.ErrIntegrity, "the payload of entry %d of replica %v is lost", e.seq, r.desc.Replica)
 }

@@ -282,7 +282,7 @@ func assemble(all []found, durable uint64) *scannedLog {
 		}
 		next = f.serial + 1
 	}
-	if next <= log.durable {
+	if len(log.recs) > 0 && next <= log.durable {
 		log.holes = append(log.holes, hole{next, log.durable})
 	}
 	return log

@@ -56,8 +56,16 @@ type wal struct {
 	syncing  bool
 	next     *syncRound
 
-	heads []byte // the leader's
-	bufs  [][]byte
+	heads    []byte // the leader's, from here on
+	bufs     [][]byte
+	takes    []take
+	finished []*walRequest
+}
+
+// take is how many records of a request go into a batch.
+type take struct {
+	req *walRequest
+	n   int
 }
 
 // walRequest is the records of one caller, in order.
@@ -112,9 +120,8 @@ func (w *wal) submit(req *walRequest) error {
 
 // lead writes batches until req is finished, then hands over.
 func (w *wal) lead(req *walRequest) {
-	var finished []*walRequest
 	for {
-		finished = w.writeBatch(finished[:0])
+		finished := w.writeBatch(w.finished[:0])
 		mine := false
 		for _, f := range finished {
 			if f == req {
@@ -126,6 +133,8 @@ func (w *wal) lead(req *walRequest) {
 		if !mine {
 			continue
 		}
+		clear(finished)
+		w.finished = finished
 		w.mu.Lock()
 		if len(w.queue) == 0 {
 			w.writing = false
@@ -187,11 +196,7 @@ func (w *wal) writeBatch(finished []*walRequest) []*walRequest {
 	// Take whole records as long as they fit.
 	var total int64
 	headTotal, count := 0, 0
-	type take struct {
-		req *walRequest
-		n   int
-	}
-	takes := make([]take, 0, 8)
+	takes := w.takes[:0]
 gather:
 	for _, req := range queue {
 		n := 0
@@ -264,6 +269,8 @@ gather:
 		}
 	}
 	w.mu.Unlock()
+	clear(takes)
+	w.takes = takes
 	return finished
 }
 

@@ -330,6 +330,9 @@ func (a *Attachment) Status() Status {
 func (s *segment) status() SegmentStatus {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if s.broken != nil {
+		return SegmentStatus{Segment: s.id, Waits: []Wait{{For: s.broken.Error()}}}
+	}
 	st := SegmentStatus{Segment: s.id, State: s.core.State(), Window: s.window.bytes, Requests: len(s.ops), BytesResynced: s.resent}
 	for _, w := range s.core.Explain() {
 		st.Waits = append(st.Waits, Wait{For: w.For, Time: max(0, now()-w.Since)})

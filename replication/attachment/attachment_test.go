@@ -250,11 +250,11 @@ func TestNoQuorum(t *testing.T) {
 }
 
 // More is written than the log holds: the writer waits for the log to be
-// recycled, and only for that. A window of half the log makes it fill
+// recycled, and only for that. A window larger than the log makes it fill
 // with entries that are not committed.
 func TestMoreThanTheLog(t *testing.T) {
 	for _, hosts := range []int{1, 3} {
-		for _, window := range []int64{0, 8 << 20} {
+		for _, window := range []int64{0, 64 << 20} {
 			c := newCluster(t, hosts, 16<<20, 16<<20)
 			o := c.options(c.hosts[0])
 			o.Limits.WindowBytes = window

@@ -11,6 +11,7 @@ import (
 	"os"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -56,10 +57,38 @@ type host struct {
 	addr   string
 	conns  []net.Conn // taken by the data address
 	cut    bool       // nobody reaches it
+
+	gate atomic.Pointer[gate]
+}
+
+// gate holds up an operation of the disk.
+type gate struct {
+	op   vfs.Op
+	open chan struct{}
+}
+
+// hang makes an operation of the disk wait until the returned function is called.
+func (h *host) hang(op vfs.Op) (release func()) {
+	g := &gate{op: op, open: make(chan struct{})}
+	h.gate.Store(g)
+	var once sync.Once
+	release = func() {
+		once.Do(func() {
+			h.gate.Store(nil)
+			close(g.open)
+		})
+	}
+	h.t.Cleanup(release)
+	return release
 }
 
 func newHost(t testing.TB, n byte, size int64) *host {
 	h := &host{t: t, node: holdfast.NodeID{0x0d, n}, id: holdfast.DiskID{0xd1, n}, fs: vfs.NewMemory(uint64(n))}
+	h.fs.Before(func(op vfs.Op, _ string) {
+		if g := h.gate.Load(); g != nil && g.op == op {
+			<-g.open
+		}
+	})
 	err := disk.Format(context.Background(), h.fs, diskPath, disk.FormatOptions{Cluster: testCluster, Node: h.node, Disk: h.id, Size: size, WALSize: disk.MinWALSize})
 	if err != nil {
 		t.Fatalf("format disk of node %d: %v", n, err)
@@ -201,6 +230,23 @@ func (c *cluster) create(h *host, segment int, id holdfast.ReplicaID) {
 	if err := h.server.CreateReplica(h.id, desc); err != nil {
 		c.t.Fatalf("create replica: %v", err)
 	}
+}
+
+// replace gives up a host's replica of segment 0 for a new one on another host.
+func (c *cluster) replace(a *Attachment, i int, h *host) {
+	c.t.Helper()
+	id := holdfast.NewID[holdfast.ReplicaID]()
+	c.create(h, 0, id)
+	c.meta.mu.Lock()
+	s := &c.meta.segments[0]
+	for j := range s.replicas {
+		if s.replicas[j].Node == c.hosts[i].node {
+			s.replicas[j] = coordinator.Replica{ID: id, Node: h.node, Role: holdfast.RoleSyncing}
+		}
+	}
+	c.meta.mu.Unlock()
+	c.hosts[i] = h
+	c.grow(a, 0)
 }
 
 // options begin an attachment on a host: raft issues the next epoch.
@@ -351,7 +397,8 @@ func newModel(seed uint64, size int64) *model {
 // mutate does n random changes, and to the model alike.
 func (m *model) mutate(t testing.TB, a *Attachment, n int) {
 	t.Helper()
-	ctx := context.Background()
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	defer cancel()
 	for range n {
 		off := m.rng.Int64N(int64(len(m.data)))
 		length := 1 + m.rng.Int64N(min(int64(len(m.data))-off, 64<<10))
@@ -379,7 +426,7 @@ func (m *model) mutate(t testing.TB, a *Attachment, n int) {
 			err = a.WriteAt(ctx, part, off, m.rng.IntN(8) == 0)
 		}
 		if err != nil {
-			t.Fatalf("change of %d bytes at %d: %v", length, off, err)
+			t.Fatalf("change of %d bytes at %d: %v\n%+v", length, off, err, a.Status())
 		}
 	}
 }

@@ -281,3 +281,40 @@ func TestRefused(t *testing.T) {
 		t.Errorf("trim of -1 bytes: %v", err)
 	}
 }
+
+// A core that contradicts itself ends its attachment with an error, and
+// nothing else: the process, and other volumes, go on.
+func TestBrokenInvariant(t *testing.T) {
+	c := newCluster(t, 3, 4<<20, 2<<20)
+	a := c.attach(c.hosts[0])
+	c.meta.setQuorum(false)
+	c.hosts[2].reach(false)
+	held := make(chan error, 2)
+	go func() { held <- a.WriteAt(context.Background(), make([]byte, 8192), 2<<20-4096, false) }()
+	go func() { held <- a.ReadAt(context.Background(), make([]byte, 4096), 0) }()
+	c.eventually("both requests wait", a, func() bool { return a.Status().Segments[0].Requests == 2 })
+	s := a.segments[0]
+	s.mu.Lock()
+	s.core = nil // the next step fails
+	s.mu.Unlock()
+	for range 2 {
+		if err := <-held; err == nil {
+			t.Error("a request of a broken session succeeded")
+		}
+	}
+	<-a.Done()
+	if err := a.Err(); !errors.Is(err, holdfast.ErrInternal) {
+		t.Errorf("the attachment ended with %v, want ErrInternal", err)
+	}
+	if err := a.WriteAt(t.Context(), make([]byte, 4096), 0, false); !errors.Is(err, holdfast.ErrInternal) {
+		t.Errorf("write afterwards: %v, want ErrInternal", err)
+	}
+	a.Status()
+	if err := a.Close(); err != nil {
+		t.Fatal(err)
+	}
+	c.meta.setQuorum(true)
+	c.hosts[2].reach(true)
+	b := c.attach(c.hosts[0])
+	newModel(1, c.size).mutate(t, b, 20)
+}

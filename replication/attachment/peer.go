@@ -3,6 +3,7 @@ package attachment
 import (
 	"context"
 	"errors"
+	"fmt"
 	"time"
 
 	"github.com/holdfast-storage/holdfast"
@@ -208,7 +209,9 @@ func (c *conn) pump() {
 		for c.sent < c.want && len(m.Entries) < wire.MaxEntries {
 			w := c.seg.window.at(c.sent + 1)
 			if w == nil {
-				panic("attachment: an entry is to be sent that the window does not hold") // a broken core
+				c.seg.breakDown(fmt.Sprintf("entry %d is to be sent and not in the window", c.sent+1))
+				m.Release()
+				return
 			}
 			if bytes+int64(len(w.entry.Data)) > wire.MaxPayload {
 				break

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"runtime/debug"
 	"sync"
 	"time"
 
@@ -51,6 +52,7 @@ type segment struct {
 
 	activated *coordinator.Activated
 	detached  *coordinator.Detached
+	broken    error // a broken invariant ended the session
 	ended     bool
 	reason    coordinator.EndReason
 	closed    bool // by close: no more sessions
@@ -107,12 +109,7 @@ func newSegment(a *Attachment, index int, size int64) *segment {
 // start takes the core's first actions.
 func (s *segment) start() {
 	s.mu.Lock()
-	s.busy = true
-	for _, act := range s.core.Start() {
-		s.do(act)
-	}
-	s.busy = false
-	s.drainPending()
+	s.run(nil)
 	s.unlock()
 }
 
@@ -130,21 +127,71 @@ func (s *segment) stepLocked(ev coordinator.Event) {
 		s.pending = append(s.pending, ev)
 		return
 	}
-	s.busy = true
-	for _, act := range s.core.Step(now(), ev) {
-		s.do(act)
-	}
-	s.busy = false
-	s.drainPending()
-}
-
-func (s *segment) drainPending() {
+	s.run(ev)
 	for len(s.pending) > 0 {
-		ev := s.pending[0]
+		next := s.pending[0]
 		s.pending = s.pending[1:]
-		s.stepLocked(ev)
+		s.run(next)
 	}
 	s.pending = nil
+}
+
+// run runs one step; without an event the first one. A broken invariant ends
+// this attachment, not the process: other volumes go on.
+func (s *segment) run(ev coordinator.Event) {
+	s.busy = true
+	defer func() {
+		s.busy = false
+		if v := recover(); v != nil {
+			s.breakDown(v)
+		}
+	}()
+	var actions []coordinator.Action
+	switch {
+	case s.broken != nil:
+		s.answerBroken()
+	case ev == nil:
+		actions = s.core.Start()
+	default:
+		actions = s.core.Step(now(), ev)
+	}
+	for _, act := range actions {
+		s.do(act)
+	}
+}
+
+// breakDown ends a session whose core or edge contradicted itself.
+func (s *segment) breakDown(v any) {
+	if s.broken != nil {
+		return
+	}
+	s.broken = holdfast.Errorf(holdfast.ErrInternal, "segment %v: the writer contradicts itself: %v", s.id, v)
+	s.logger.Error("broken invariant", "panic", v, "stack", string(debug.Stack()))
+	for _, p := range s.peers {
+		if p.stopDial != nil {
+			p.stopDial()
+			p.stopDial = nil
+		}
+		if p.conn != nil && !p.conn.ended {
+			s.closeLater(p.conn)
+		}
+	}
+	for _, stop := range s.copies {
+		stop()
+	}
+	s.answerBroken()
+	s.endSession(coordinator.EndSession{Reason: coordinator.EndStopped, Err: s.broken})
+}
+
+// answerBroken answers every request.
+func (s *segment) answerBroken() {
+	for id, o := range s.ops {
+		if o.read != nil {
+			s.completeRead(coordinator.CompleteRead{ID: id, Err: s.broken})
+		} else {
+			s.complete(id, s.broken)
+		}
+	}
 }
 
 // unlock releases mu and does what waits for that: sockets first, so that

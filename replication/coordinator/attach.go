@@ -36,9 +36,7 @@ func (c *Core) onFenceOK(m *member, st Status) {
 	m.link, m.status = linkFenced, st
 	m.eff = c.effective(st)
 	m.answered = true
-	if !m.inAckset {
-		m.hard = false // it works again
-	}
+	m.hard = false // it works again, in another process life
 	m.regressed = m.inISR && m.eff < c.floor()
 	if m.regressed || m.eff < st.Commit && !st.Syncing {
 		// Durable entries are missing, or committed ones are not in the history.

@@ -2,6 +2,7 @@ package serve
 
 import (
 	"context"
+	"sync"
 
 	"github.com/holdfast-storage/holdfast"
 	"github.com/holdfast-storage/holdfast/blockdev/disk"
@@ -9,7 +10,7 @@ import (
 	"github.com/holdfast-storage/holdfast/replication/wire"
 )
 
-// replicaLog is what a served replica needs of its disk; *disk.Replica is one.
+// replicaLog is what a served replica needs of its disk; diskLog is one.
 type replicaLog interface {
 	Append(entries []disk.Entry) error
 	Sync(ctx context.Context) (holdfast.Seq, error)
@@ -23,6 +24,10 @@ type replicaLog interface {
 	SetHint(epoch holdfast.Epoch, v holdfast.ISRVersion) error
 	Entries(from holdfast.Seq, maxBytes int) ([]disk.Entry, error)
 	Rebase(epoch holdfast.Epoch, seq holdfast.Seq) error
+	// Syncing: a Rebase dropped the log, and MarkWhole did not follow yet.
+	Syncing() bool
+	// MarkWhole durably ends what Rebase began, after everything installed and
+	// appended before.
 	MarkWhole() error
 	Chunks(after int64, max int) ([]disk.ChunkRef, error)
 	ReadChunk(index int64) (disk.Chunk, error)
@@ -30,14 +35,16 @@ type replicaLog interface {
 }
 
 // coreStatus is what the core is told of the log at its start.
-func coreStatus(st disk.Status) replica.Status {
+func coreStatus(log replicaLog) replica.Status {
+	st := log.Status()
 	out := replica.Status{
-		Fence: st.Fence, Tail: st.Tail, TailEpoch: tailEpoch(st), Dur: st.Dur, Commit: min(st.Commit, st.Tail),
-		Applied: st.Applied, Checkpoint: st.Checkpoint, Intact: st.Intact,
+		Fence: st.Fence, Tail: st.Tail, Dur: st.Dur, Commit: min(st.Commit, st.Tail),
+		Applied: st.Applied, Checkpoint: st.Checkpoint, Intact: st.Intact, Syncing: log.Syncing(),
 		Damaged: st.Damaged != nil, HintEpoch: st.HintEpoch, HintISR: st.HintISR,
 	}
 	for _, e := range st.EpochTails {
 		out.EpochStarts = append(out.EpochStarts, replica.EpochStart{Epoch: e.Epoch, First: e.First})
+		out.TailEpoch = e.Epoch
 	}
 	return out
 }
@@ -156,16 +163,91 @@ func chunkToDisk(m *wire.ChunkContent, size int64) (disk.Chunk, error) {
 	return c, nil
 }
 
-func tailEpoch(st disk.Status) holdfast.Epoch {
-	if n := len(st.EpochTails); n > 0 {
-		return st.EpochTails[n-1].Epoch
-	}
-	return 0
+// diskLog is a replica of a disk with a mark that it is being filled. The disk
+// keeps one number for us that only rises, the role hint; the mark stands in
+// its lower bits, so that it is as durable as the records around it:
+//
+//	63          16 15        1   0
+//	+-------------+-----------+---+
+//	| isr version |  changes  | s |   s: being filled
+//	+-------------+-----------+---+
+//
+// changes counts how often s changed under one (epoch, isr version).
+type diskLog struct {
+	*disk.Replica
+
+	mu    sync.Mutex // orders changes of the hint
+	epoch holdfast.Epoch
+	hint  uint64
 }
 
-type diskLog struct{ *disk.Replica }
+const hintBits = 16
 
-func (l diskLog) MarkWhole() error {
+func newDiskLog(r *disk.Replica) *diskLog {
+	st := r.Status()
+	return &diskLog{Replica: r, epoch: st.HintEpoch, hint: uint64(st.HintISR)}
+}
+
+// Status is the disk's, with the hint as it was given.
+func (l *diskLog) Status() disk.Status {
+	st := l.Replica.Status()
+	st.HintISR >>= hintBits
+	return st
+}
+
+func (l *diskLog) Syncing() bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.hint&1 != 0
+}
+
+// SetHint keeps the mark.
+func (l *diskLog) SetHint(epoch holdfast.Epoch, v holdfast.ISRVersion) error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if epoch < l.epoch || epoch == l.epoch && uint64(v) <= l.hint>>hintBits {
+		return nil
+	}
+	return l.set(epoch, uint64(v)<<hintBits|l.hint&1)
+}
+
+// mark sets or clears the mark.
+func (l *diskLog) mark(filling bool) error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if filling == (l.hint&1 != 0) {
+		return nil
+	}
+	if l.hint>>1&(1<<(hintBits-1)-1) == 1<<(hintBits-1)-1 {
+		return holdfast.Errorf(holdfast.ErrUnavailable, "the copy was begun anew %d times without a change of the in-sync set", 1<<(hintBits-2))
+	}
+	return l.set(l.epoch, l.hint&^1+2|(l.hint&1^1))
+}
+
+func (l *diskLog) set(epoch holdfast.Epoch, hint uint64) error {
+	if err := l.Replica.SetHint(epoch, holdfast.ISRVersion(hint)); err != nil {
+		return err
+	}
+	l.epoch, l.hint = epoch, hint
+	return nil
+}
+
+// Rebase marks first: its record is durable before the log is gone.
+func (l *diskLog) Rebase(epoch holdfast.Epoch, seq holdfast.Seq) error {
+	if err := l.mark(true); err != nil {
+		return err
+	}
+	return l.Replica.Rebase(epoch, seq)
+}
+
+// MarkWhole clears the mark once everything before is durable.
+func (l *diskLog) MarkWhole() error {
+	if _, err := l.Sync(context.Background()); err != nil {
+		return err
+	}
+	if err := l.mark(false); err != nil {
+		return err
+	}
 	_, err := l.Sync(context.Background())
 	return err
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"runtime/debug"
 	"sync"
 	"time"
 
@@ -24,10 +25,7 @@ const (
 	// maxCoalesced bounds the bytes of appends that share one write to the
 	// log: enough to amortise it, small enough to acknowledge early.
 	maxCoalesced = 1 << 20
-	// fullTime is how long entries wait for room in the log or on the disk
-	// before the copy gives up: half the age at which a writer gives an
-	// operation up. fullPause is between two looks.
-	fullTime  = 5 * time.Second
+	// fullPause lies between two looks whether a full log has room.
 	fullPause = 5 * time.Millisecond
 )
 
@@ -58,12 +56,15 @@ type served struct {
 	directID uint64           // last number given to a read in process
 	applied  holdfast.Seq     // last told to the core
 	check    holdfast.Seq
+	hurry    holdfast.Seq // what is being applied to now; zero: nothing is
 	failed   error
+	broken   bool // failed by a broken invariant: the core is not asked again
 	closed   bool
 }
 
 // kept is the payload of one APPEND or INSTALL.
 type kept struct {
+	conn    replica.Conn
 	message wire.Message // released when the log has taken it, or dropped it
 	request wire.RequestID
 	entries []disk.Entry // of an APPEND
@@ -110,7 +111,7 @@ func newServed(p *pool, log replicaLog, logger *slog.Logger, promise time.Durati
 		sessions: map[replica.Conn]*session{},
 		batches:  map[replica.Batch]*kept{},
 		reads:    map[readKey]*request{},
-		core:     replica.New(replica.Options{Status: coreStatus(st), Now: now(), PromiseLength: promise}),
+		core:     replica.New(replica.Options{Status: coreStatus(log), Now: now(), PromiseLength: promise}),
 		applied:  st.Applied, check: st.Checkpoint,
 	}
 	s.ctx, s.stop = context.WithCancel(context.Background())
@@ -160,8 +161,22 @@ func (s *served) flushLater(l wire.Link, close bool) {
 	s.after = append(s.after, effect{link: l, close: close})
 }
 
-// stepLocked hands one event to the core and queues what it asks for.
+// stepLocked hands one event to the core and queues what it asks for. A broken
+// invariant ends this copy, not the process: others go on.
 func (s *served) stepLocked(ev replica.Event) {
+	if s.broken {
+		return
+	}
+	defer func() {
+		if v := recover(); v != nil {
+			s.broken = true
+			s.failed = holdfast.Errorf(holdfast.ErrInternal, "replica %v contradicts itself: %v", s.desc.Replica, v)
+			s.logger.Error("broken invariant", "panic", v, "stack", string(debug.Stack()))
+			for _, c := range s.sessions {
+				s.flushLater(c.link, true)
+			}
+		}
+	}()
 	for _, a := range s.core.Step(ev) {
 		s.do(a)
 	}
@@ -254,174 +269,6 @@ func (s *served) drop(b replica.Batch) {
 	k.message.Release()
 }
 
-// runLog makes the changes of the log, in order, one at a time, but appends
-// that wait together in one write.
-func (s *served) runLog() {
-	defer s.ended.Done()
-	var queue []replica.Action
-	for {
-		s.mu.Lock()
-		queue, s.work = s.work, queue[:0]
-		s.mu.Unlock()
-		if len(queue) == 0 {
-			select {
-			case <-s.wake:
-				continue
-			case <-s.ctx.Done():
-				return
-			}
-		}
-		for n := 0; n < len(queue); {
-			if s.ctx.Err() != nil {
-				return
-			}
-			if _, ok := queue[n].(replica.LogAppend); ok {
-				n += s.append(queue[n:])
-				continue
-			}
-			s.change(queue[n])
-			n++
-		}
-		clear(queue)
-	}
-}
-
-// append logs the first appends of queue with one write and returns how many.
-func (s *served) append(queue []replica.Action) int {
-	var entries []disk.Entry
-	var group []replica.Batch
-	size := 0
-	s.mu.Lock()
-	for _, a := range queue {
-		la, ok := a.(replica.LogAppend)
-		if !ok {
-			break
-		}
-		k := s.batches[la.Batch]
-		if len(group) > 0 && size+k.size > maxCoalesced {
-			break
-		}
-		size += k.size
-		group = append(group, la.Batch)
-		if len(group) == 1 {
-			entries = k.entries
-		} else {
-			entries = append(entries, k.entries...)
-		}
-	}
-	s.mu.Unlock()
-	err := s.logEntries(entries)
-	if err != nil && len(group) > 1 && errors.Is(err, holdfast.ErrIntegrity) {
-		// One bad payload must not cost the others: they were sent apart.
-		for i, b := range group {
-			s.mu.Lock()
-			k := s.batches[b]
-			s.mu.Unlock()
-			if err := s.logEntries(k.entries); err != nil {
-				s.appended(group[i:i+1], err)
-				continue
-			}
-			s.appended(group[i:i+1], nil)
-		}
-		return len(group)
-	}
-	s.appended(group, err)
-	return len(group)
-}
-
-// logEntries appends. A log that is full of entries that are not committed
-// gets room by their commit, for which the writer must learn what is durable
-// here: its FLUSH waits behind these very entries, so it is told unasked.
-func (s *served) logEntries(entries []disk.Entry) error {
-	err := s.log.Append(entries)
-	for began := now(); errors.Is(err, holdfast.ErrNoSpace) && now()-began < fullTime; {
-		dur, failed := s.log.Sync(s.ctx)
-		if failed != nil {
-			return failed
-		}
-		s.mu.Lock()
-		if conn, epoch, ok := s.core.Writer(); ok {
-			s.send(conn, epoch, 0, &wire.Flushed{Durable: dur})
-		}
-		s.unlock()
-		select {
-		case <-time.After(fullPause):
-		case <-s.ctx.Done():
-			return err
-		}
-		for tail := s.log.Status().Tail; len(entries) > 0 && entries[0].Seq <= tail; {
-			entries = entries[1:] // logged before the room ended
-		}
-		err = s.log.Append(entries)
-	}
-	return err
-}
-
-func (s *served) appended(group []replica.Batch, err error) {
-	s.mu.Lock()
-	for i, b := range group {
-		s.drop(b)
-		s.stepLocked(replica.Appended{Batch: group[i], Err: err})
-	}
-	s.unlock()
-}
-
-// change makes one other change.
-func (s *served) change(a replica.Action) {
-	switch a := a.(type) {
-	case replica.LogFence:
-		err := s.log.Fence(a.Epoch)
-		var fenced *disk.FenceError
-		if errors.As(err, &fenced) && fenced.Present == a.Epoch {
-			_, err = s.log.Sync(s.ctx) // fenced before: only the tail is sealed
-		}
-		s.step(replica.Fenced{Err: err})
-	case replica.LogTruncate:
-		s.step(replica.Opened{Err: s.log.Truncate(a.To)})
-	case replica.LogRebase:
-		err := s.log.Rebase(a.Epoch, a.To)
-		s.mu.Lock()
-		s.copies = err == nil
-		s.stepLocked(replica.Opened{Err: err})
-		s.unlock()
-		s.tellApplied()
-	case replica.LogInstall:
-		s.mu.Lock()
-		k := s.batches[a.Batch]
-		s.mu.Unlock()
-		s.step(replica.Installed{Batch: a.Batch, Err: s.log.InstallChunk(k.chunk)})
-		s.mu.Lock()
-		s.drop(a.Batch)
-		s.mu.Unlock()
-	case replica.LogWhole:
-		s.step(replica.WholeDone{Err: s.log.MarkWhole()})
-	case replica.LogIntact:
-		if err := s.log.DeclareIntact(a.Epoch); err != nil {
-			s.step(replica.Failed{Err: err})
-		}
-	case replica.LogHint:
-		if err := s.log.SetHint(a.Epoch, a.ISR); err != nil {
-			s.step(replica.Failed{Err: err})
-		}
-	}
-}
-
-func (s *served) runSyncs() {
-	defer s.ended.Done()
-	for {
-		select {
-		case id := <-s.syncs:
-			_, err := s.log.Sync(s.ctx)
-			if s.ctx.Err() != nil {
-				return
-			}
-			s.step(replica.Synced{ID: id, Err: err})
-		case <-s.ctx.Done():
-			return
-		}
-	}
-}
-
 // tick tells the time, and apply progress: at once while a copy needs it, else
 // with every tenth tick. failed is the disk's failure, if it failed.
 func (s *served) tick(at time.Duration, count int, failed error) {
@@ -480,9 +327,12 @@ func (s *served) status() ReplicaStatus {
 	st := ReplicaStatus{Disk: s.disk.id, Log: s.log.Status()}
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	st.Failed = s.failed
+	if s.broken {
+		return st
+	}
 	st.Core = s.core.Status()
 	st.Waits = s.core.Explain()
-	st.Failed = s.failed
 	if conn, epoch, ok := s.core.Writer(); ok {
 		st.Writer = epoch
 		if c := s.sessions[conn]; c != nil {

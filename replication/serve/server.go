@@ -151,7 +151,7 @@ func (s *Server) AddDisk(d *disk.Disk) error {
 	}
 	var opened []*served
 	for _, r := range d.Replicas() {
-		opened = append(opened, newServed(p, diskLog{r}, s.o.Logger, s.o.PromiseLength))
+		opened = append(opened, newServed(p, newDiskLog(r), s.o.Logger, s.o.PromiseLength))
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -224,7 +224,7 @@ func (s *Server) CreateReplica(id holdfast.DiskID, desc disk.ReplicaDesc) error 
 		return err
 	}
 	// It is new: nobody was ever promised anything.
-	opened := newServed(p, diskLog{r}, s.o.Logger, 1)
+	opened := newServed(p, newDiskLog(r), s.o.Logger, 1)
 	s.mu.Lock()
 	s.served[desc.Replica] = opened
 	s.mu.Unlock()
@@ -302,7 +302,7 @@ func (s *Server) Serve(l net.Listener) error {
 	if s.closed {
 		s.mu.Unlock()
 		_ = l.Close()
-		return errClosed()
+		return nil
 	}
 	s.listeners[l] = true
 	s.ended.Add(1)

@@ -14,6 +14,8 @@
 //   - messages on one connection are delayed, in order; connections are reset,
 //     losing what is under way; hosts are cut off, both ways or one way, and
 //     messages wait until the cut heals;
+//   - a bit flips on the way to a log, or under a read: the edge's checksum
+//     tells; a disk fails for the life of a process, what was not synced is lost;
 //   - a process stands still for seconds; a sync takes seconds;
 //   - raft is one register with the compare-and-set commands of the protocol;
 //     it may be out of reach, answers may be lost, and a command whose answer
@@ -21,7 +23,7 @@
 //   - a writer may be replaced while it runs (force), at any time.
 //
 // Checked after every step, from what clients were told: C1 (per block
-// linearizable), C2, C3, C4 and C5; at the end, that all replicas hold the same
+// linearizable), C2, C3, C4, C5 and C6; at the end, that all replicas hold the same
 // bytes and that the cluster finds back to full strength. No check looks at a
 // rule of the protocol.
 //

@@ -1,6 +1,10 @@
 package sim
 
-import "time"
+import (
+	"time"
+
+	"github.com/holdfast-storage/holdfast/replication/replica"
+)
 
 // rates say how the world behaves. Every seed draws its own: some worlds are
 // calm but for one kind of fault, some have all of them.
@@ -23,9 +27,10 @@ type rates struct {
 	takeover    time.Duration // how long a dead holder is waited for
 
 	// Faults, each as the mean time between two.
-	crash, power, blackout, cut, isolate, reset, stall, force, detach, outage, recycle, drill, absence time.Duration
+	crash, power, blackout, cut, isolate, reset, stall, force, detach, outage, recycle, drill, absence, broken time.Duration
 
 	loseAnswer float64
+	flips      float64 // bits, per append or read
 	// strike is the chance of a fault right at a change of membership.
 	strike float64
 }
@@ -80,6 +85,10 @@ func (w *world) drawRates() {
 		// Little is flushed: much is acknowledged that is not committed.
 		w.rates.flushEvery, w.rates.window = w.between(2*s, 60*s), 2000
 		w.rates.flushes = 0
+	}
+	w.rates.broken = pick(0.3, 5*s, 25*s)
+	if r.Float64() < 0.3 {
+		w.rates.flips = 0.01 * r.Float64()
 	}
 	w.rates.absence = pick(0.5, 3*s, 15*s)
 	w.rates.drill = pick(0.5, 5*s, 20*s)
@@ -148,6 +157,7 @@ func (w *world) faults() {
 	})
 	w.every(w.rates.drill, w.drill)
 	w.every(w.rates.absence, w.absence)
+	w.every(w.rates.broken, func() { w.breakDisk(w.reps[w.rng.Intn(len(w.reps))]) })
 	w.every(w.rates.recycle, func() {
 		if x := some(); x.up && x.disk != nil {
 			x.disk.checkpoint(0)
@@ -291,6 +301,28 @@ func (w *world) strike(share float64) {
 	})
 }
 
+// breakDisk fails a replica's disk for this process life (R12): what was not
+// synced may be gone, and the copy is not intact any more.
+func (w *world) breakDisk(x *node) {
+	if !x.up {
+		return
+	}
+	w.log("the disk of n%d fails", x.index)
+	h := x.host
+	x.run(x.life, func() { h.step(replica.Failed{Err: errDisk}) })
+	w.after(w.between(10*time.Millisecond, 6*time.Second), func() {
+		if x.host != h {
+			return
+		}
+		x.crash(false)
+		if w.chance(0.5) {
+			x.disk.powerLoss()
+		}
+		x.disk.write(record{kind: recIntact, boot: -1})
+		w.after(w.between(10*time.Millisecond, 3*time.Second), x.start)
+	})
+}
+
 // every repeats a fault about every d, until the world heals. 0: never.
 func (w *world) every(d time.Duration, do func()) {
 	if d == 0 {
@@ -329,7 +361,7 @@ func (w *world) heal() {
 		}
 	}
 	w.raft.outUntil, w.raft.loseAnswer = 0, 0
-	w.rates.hungSync, w.rates.slowMessage = 0, 0
+	w.rates.hungSync, w.rates.slowMessage, w.rates.flips = 0, 0, 0
 	for _, n := range w.nodes {
 		n.raftCutUntil = 0
 		n.start()

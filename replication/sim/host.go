@@ -54,6 +54,12 @@ type (
 	}
 )
 
+var (
+	errFlip = holdfast.Errorf(holdfast.ErrIntegrity, "a bit has flipped")
+	errGap  = holdfast.Errorf(holdfast.ErrInternal, "not the next entry")
+	errDisk = holdfast.Errorf(holdfast.ErrIO, "the disk failed")
+)
+
 type readKey struct {
 	conn replica.Conn
 	id   uint64
@@ -204,12 +210,20 @@ func (h *host) act(a replica.Action) {
 		d.write(record{kind: recRebase, seq: a.To, epoch: a.Epoch})
 		h.later(func() replica.Event { return replica.Opened{} })
 	case replica.LogAppend:
-		for _, e := range h.appends[a.Batch] {
-			d.write(record{kind: recEntry, entry: e})
+		var err error
+		switch {
+		case a.First != d.mem.st.Tail+1:
+			err = errGap // behind a batch that was refused
+		case w.chance(w.rates.flips):
+			err = errFlip
+		default:
+			for _, e := range h.appends[a.Batch] {
+				d.write(record{kind: recEntry, entry: e})
+			}
 		}
 		delete(h.appends, a.Batch)
 		h.appendedAt = max(h.appendedAt, w.now+w.between(time.Microsecond, 100*time.Microsecond))
-		h.n.after(h.appendedAt-w.now, func() { h.step(replica.Appended{Batch: a.Batch}) })
+		h.n.after(h.appendedAt-w.now, func() { h.step(replica.Appended{Batch: a.Batch, Err: err}) })
 	case replica.LogSync:
 		h.later(func() replica.Event { return replica.Synced{ID: a.ID} })
 	case replica.LogCommit:
@@ -314,6 +328,11 @@ func (h *host) applySoon() {
 func (h *host) sample(key readKey) {
 	m, ok := h.reads[key]
 	if !ok {
+		return
+	}
+	if h.n.w.chance(h.n.w.rates.flips) {
+		h.samples[key] = sampleMsg{values: []value{^value(0)}} // must never be seen (C6)
+		h.step(replica.Sampled{Conn: key.conn, ID: key.id, Err: errFlip})
 		return
 	}
 	s := sampleMsg{}

@@ -7,7 +7,7 @@ import (
 )
 
 var (
-	seeds = flag.Int("seeds", 400, "how many seeds to run")
+	seeds = flag.Int("seeds", 2000, "how many seeds to run")
 	seed  = flag.Int64("seed", 1, "the first seed")
 	trace = flag.Bool("events", false, "print what happens (use with -seeds 1)")
 )

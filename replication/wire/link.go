@@ -381,6 +381,7 @@ type end struct {
 	cause    error
 	ended    bool // the last call was made
 	done     chan struct{}
+	helpers  sync.WaitGroup
 }
 
 // Pipe returns the two ends of a link within the process.
@@ -436,13 +437,27 @@ func (e *end) shut(cause error) {
 }
 
 // Wait implements Link.
-func (e *end) Wait() { <-e.done }
+func (e *end) Wait() {
+	<-e.done
+	e.helpers.Wait()
+}
+
+// maxDrain bounds the rounds that a caller of Flush hands on for others, too,
+// before a goroutine of its own does.
+const maxDrain = 32
 
 // drain hands the inbox to the handler until it is empty, unless somebody
 // already does: that one then finds what was added.
-func (e *end) drain() {
+func (e *end) drain() { e.handOn(maxDrain) }
+
+func (e *end) handOn(rounds int) {
 	e.mu.Lock()
 	for !e.draining && e.handler != nil && !e.ended && (len(e.inbox) > 0 || e.closed) {
+		if rounds == 0 {
+			e.helpers.Go(func() { e.handOn(-1) })
+			break
+		}
+		rounds--
 		batch, cause := e.inbox, error(nil)
 		if len(batch) == 0 {
 			cause = e.cause

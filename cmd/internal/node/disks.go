@@ -16,34 +16,34 @@ const (
 	mostDefaultWAL  = 2 << 30
 )
 
-// diskSpecs are the disks to open: those known from earlier starts and those of
-// the flags, or on a first start without --disk an image in the data directory.
-func (n *node) diskSpecs() ([]DiskSpec, error) {
-	var known []DiskSpec
-	err := n.dir.loadJSON("disks.json", &known)
+// diskSpecs are the disks to open: those known from earlier starts, and fresh
+// ones of the flags, or on a first start without --disk an image in the data
+// directory.
+func (n *node) diskSpecs() (known, fresh []DiskSpec, err error) {
+	err = n.dir.loadJSON("disks.json", &known)
 	first := errors.Is(err, os.ErrNotExist)
 	if err != nil && !first {
-		return nil, holdfast.Errorf(holdfast.ErrIntegrity, "read the known disks: %s: %w", n.dir.file("disks.json"), err).WithRemedy("remove the file and give every disk with --disk")
+		return nil, nil, holdfast.Errorf(holdfast.ErrIntegrity, "read the known disks: %s: %w", n.dir.file("disks.json"), err).WithRemedy("remove the file and give every disk with --disk")
 	}
 	if n.o.noDisks {
 		if len(known) > 0 {
-			return nil, holdfast.Errorf(holdfast.ErrRefused, "--disk none, but this node has the disk %s", known[0].Path).WithRemedy("leave the flag out")
+			return nil, nil, holdfast.Errorf(holdfast.ErrRefused, "--disk none, but this node has the disk %s", known[0].Path).WithRemedy("leave the flag out")
 		}
-		return nil, nil
+		return nil, nil, nil
 	}
 	for _, d := range n.o.disks {
-		if !has(known, d.Path) {
-			known = append(known, d)
+		if !has(known, d.Path) && !has(fresh, d.Path) {
+			fresh = append(fresh, d)
 		}
 	}
-	if len(known) == 0 && first {
+	if first && len(fresh) == 0 {
 		d, err := n.defaultDisk()
 		if err != nil {
-			return nil, err
+			return nil, nil, err
 		}
-		known = append(known, d)
+		fresh = append(fresh, d)
 	}
-	return known, nil
+	return known, fresh, nil
 }
 
 func has(list []DiskSpec, path string) bool {

@@ -280,11 +280,11 @@ func (n *node) openDisks(ctx context.Context) error {
 		}
 	})
 	n.run(func() { n.fail("serve replicas", srv.Serve(n.listeners.data)) })
-	specs, err := n.diskSpecs()
+	known, fresh, err := n.diskSpecs()
 	if err != nil {
 		return err
 	}
-	for _, d := range specs {
+	for _, d := range fresh {
 		if err := os.MkdirAll(filepath.Dir(d.Path), 0o755); err != nil {
 			return fmt.Errorf("disk %s: %w", d.Path, err)
 		}
@@ -295,7 +295,18 @@ func (n *node) openDisks(ctx context.Context) error {
 			return err
 		}
 	}
-	return n.dir.saveJSON("disks.json", specs)
+	for _, d := range known {
+		// A disk that worked before and does not now must not keep the others
+		// and the volumes of this node from serving.
+		if err := n.disks.Open(ctx, d.Path, d.Pool); err != nil {
+			if ctx.Err() != nil {
+				return err
+			}
+			n.log.Error("a known disk is out", "path", d.Path, "err", err)
+			n.off = append(n.off, fmt.Sprintf("disk %s is out: %v", d.Path, err))
+		}
+	}
+	return n.dir.saveJSON("disks.json", append(known, fresh...))
 }
 
 func (n *node) reachKeeper(ctx context.Context) error {

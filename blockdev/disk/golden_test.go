@@ -1,0 +1,264 @@
+package disk
+
+import (
+	"bytes"
+	"compress/gzip"
+	"encoding/binary"
+	"encoding/hex"
+	"io"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/holdfast-storage/holdfast"
+	"github.com/holdfast-storage/holdfast/blockdev/vfs"
+)
+
+// HOLDFAST_GOLDEN=write makes the files of testdata anew. Files of a version
+// that was released are never written again.
+func golden(t testing.TB, name string, got []byte) {
+	t.Helper()
+	path := filepath.Join("testdata", name)
+	if os.Getenv("HOLDFAST_GOLDEN") == "write" {
+		if err := os.MkdirAll("testdata", 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(path, []byte(hex.Dump(got)), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	want, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if hex.Dump(got) != string(want) {
+		t.Errorf("%s: got\n%s\nwant\n%s", name, hex.Dump(got), want)
+	}
+}
+
+func goldenSuper() *superblock {
+	return &superblock{
+		version: 1, generation: 7, cluster: testCluster, disk: testDisk, node: testNode, openCount: 3,
+		bootID: bootText, size: 40 << 20, slotSize: 4 << 20, slots: 4, flags: superFailed,
+		dataOffset: headerArea, chunks: 600, walDurable: 99,
+	}
+}
+
+const bootText = "1b4e28ba-2fa1-41d2-883f-0016d3cca427"
+
+func TestGoldenBytes(t *testing.T) {
+	golden(t, "v1-superblock.txt", goldenSuper().encode()[:256])
+
+	rec := record{
+		typ: recWrite, flags: flagBatchEnd, serial: 0x0102030405060708, open: 3, durable: 0x1112131415161718,
+		replica: testDesc(1, 0).Replica, epoch: 5, seq: 6, commit: 4, off: 8192, length: 8192,
+		crc: crcsOf(pattern(6, 8192)), payload: pattern(6, 8192),
+	}
+	b := make([]byte, rec.headSize())
+	rec.encodeHead(b, seedOf(testDisk))
+	golden(t, "v1-write.txt", b)
+
+	c := Chunk{Index: 2, LastSeq: 8, AsOf: 9}
+	c.State[1], c.State[15] = BlockData, BlockPoison
+	golden(t, "v1-install.txt", encodeInstall(&c))
+	golden(t, "v1-desc.txt", encodeDesc(testDesc(3, 1<<30)))
+	body := ckptBody{page: 77, crc: 0xcafe, replayFrom: 1000, upTo: 1010, replicas: 2}
+	golden(t, "v1-ckpt.txt", body.encode())
+
+	page := make([]byte, pageSize)
+	l := &leaf{}
+	l.entries[0] = chunkEntry{typ: chunkMapped, phys: 0x21, born: 1, lastSeq: 0x31, asOf: 0x41, states: 0x21}
+	l.entries[0].crc[0], l.entries[0].crc[15] = 0x51, 0x61
+	l.entries[38].typ = chunkZero
+	l.encode(page)
+	encodePageHead(page, testDesc(1, 0).Replica, 0, 12, 0, seedOf(testDisk))
+	golden(t, "v1-leaf.txt", page)
+
+	page = make([]byte, pageSize)
+	n := newNode()
+	n.refs[0], n.refs[252] = pageRef{5, 6}, pageRef{7, 8}
+	n.encode(page)
+	encodePageHead(page, testDesc(1, 0).Replica, 1, 0, 0, seedOf(testDisk))
+	golden(t, "v1-node.txt", page)
+
+	d := &Disk{}
+	r := newReplica(d, testDesc(1, 1<<30))
+	r.fence, r.commit, r.applied, r.tail, r.hintEpoch, r.hintISR = 1, 2, 3, 4, 5, 6
+	r.intact, r.intactEpoch, r.intactFiles, r.intactBoot, r.lastSerial = true, 7, 8, bootText, 9
+	r.tails = []EpochStart{{1, 1}, {2, 3}, {3, 4}}
+	golden(t, "v1-state.txt", r.encodeState(pageRef{10, 11}, 9))
+}
+
+// The next version, and features that this one does not know, are refused.
+func TestNextVersionIsRefused(t *testing.T) {
+	for what, change := range map[string]func(*superblock){
+		"version":   func(s *superblock) { s.version = formatVersion + 1 },
+		"incompat":  func(s *superblock) { s.incompat = 1 << 40 },
+		"ro_compat": func(s *superblock) { s.roCompat = 1 },
+	} {
+		s := goldenSuper()
+		change(s)
+		_, err := decodeSuperblock(s.encode())
+		if holdfast.KindOf(err) != holdfast.ErrUnsupported {
+			t.Errorf("%s: got %v", what, err)
+		}
+	}
+	s := goldenSuper()
+	s.compat = 1 << 40
+	if _, err := decodeSuperblock(s.encode()); err != nil {
+		t.Errorf("an unknown compat feature: got %v", err)
+	}
+}
+
+// goldenDisk is the disk of testdata/v1.disk.gz: one replica with a checkpoint
+// and a log beyond it, after a death without Close.
+func goldenDisk(t testing.TB) *vfs.Memory {
+	fs := vfs.NewMemory(1)
+	mustFormat(t, fs, testPath, tinyFormat())
+	d, err := Open(t.Context(), fs, testPath, Options{foreground: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	r := mustCreate(t, d, 1, 1<<30)
+	if err := r.Fence(2); err != nil {
+		t.Fatal(err)
+	}
+	mustAppend(t, r, writeEntry(2, 1, 0, 65536), writeEntry(2, 2, 1<<29, 8192), Entry{Epoch: 2, Seq: 3, Type: OpZero, Offset: 4096, Length: 8192})
+	mustSync(t, r)
+	r.SetCommit(3)
+	if err := d.Checkpoint(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	c, err := r.ReadChunk(0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c.Index = 7
+	if err := r.InstallChunk(c); err != nil {
+		t.Fatal(err)
+	}
+	mustAppend(t, r, writeEntry(2, 4, 16384, 4096), Entry{Epoch: 2, Seq: 5, Type: OpTrim, Offset: 1 << 29, Length: 1 << 28}, writeEntry(2, 6, 0, 4096))
+	if err := r.Truncate(5); err != nil {
+		t.Fatal(err)
+	}
+	if err := r.SetHint(2, 9); err != nil {
+		t.Fatal(err)
+	}
+	return fs.Restart() // no lock is held
+}
+
+func goldenFiles() []string {
+	files := []string{testPath}
+	for i := range 4 {
+		files = append(files, walName(testPath, i))
+	}
+	return files
+}
+
+// pack writes the pages that are not zero: file, page number, bytes.
+func pack(t testing.TB, fs vfs.FS) []byte {
+	var out bytes.Buffer
+	z := gzip.NewWriter(&out)
+	page := make([]byte, vfs.PageSize)
+	for i, name := range goldenFiles() {
+		f, err := fs.OpenFile(name, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		size, _ := f.Size()
+		for off := int64(0); off < size; off += vfs.PageSize {
+			if _, err := f.ReadAt(page, off); err != nil {
+				t.Fatal(err)
+			}
+			if bytes.Equal(page, zeroPage[:]) && off+vfs.PageSize < size {
+				continue
+			}
+			var head [9]byte
+			head[0] = byte(i)
+			binary.LittleEndian.PutUint64(head[1:], uint64(off/vfs.PageSize))
+			_, _ = z.Write(head[:])
+			_, _ = z.Write(page)
+		}
+	}
+	if err := z.Close(); err != nil {
+		t.Fatal(err)
+	}
+	return out.Bytes()
+}
+
+func unpack(t testing.TB, packed []byte) *vfs.Memory {
+	z, err := gzip.NewReader(bytes.NewReader(packed))
+	if err != nil {
+		t.Fatal(err)
+	}
+	fs := vfs.NewMemory(2)
+	var head [9]byte
+	page := make([]byte, vfs.PageSize)
+	for {
+		if _, err := io.ReadFull(z, head[:]); err == io.EOF {
+			return fs
+		} else if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := io.ReadFull(z, page); err != nil {
+			t.Fatal(err)
+		}
+		f, err := fs.OpenFile(goldenFiles()[head[0]], vfs.Create)
+		if err != nil {
+			t.Fatal(err)
+		}
+		off := int64(binary.LittleEndian.Uint64(head[1:])) * vfs.PageSize
+		if _, err := f.WriteAt(page, off); err != nil {
+			t.Fatal(err)
+		}
+		if size, _ := f.Size(); size < off+vfs.PageSize {
+			if err := f.Truncate(off + vfs.PageSize); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+}
+
+// A disk of every released version opens.
+func TestGoldenDisk(t *testing.T) {
+	path := "testdata/v1.disk.gz"
+	if os.Getenv("HOLDFAST_GOLDEN") == "write" {
+		if err := os.WriteFile(path, pack(t, goldenDisk(t)), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	packed, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for what, fs := range map[string]*vfs.Memory{"today's": goldenDisk(t), "version 1's": unpack(t, packed)} {
+		d := mustOpen(t, fs, testPath)
+		r, ok := d.Replica(testDesc(1, 0).Replica)
+		if !ok {
+			t.Fatalf("%s: the replica is gone", what)
+		}
+		st := r.Status()
+		if st.Fence != 2 || st.Tail != 5 || st.Checkpoint != 3 || st.HintISR != 9 || st.Damaged != nil || st.First != 1 {
+			t.Fatalf("%s: %+v", what, st)
+		}
+		want := pattern(1, 65536)
+		clear(want[4096:12288])
+		wantRead(t, r, 7*65536, want)
+		copy(want[16384:], pattern(4, 4096))
+		wantRead(t, r, 0, want)
+		wantRead(t, r, 1<<29, make([]byte, 8192))
+	}
+}
+
+func TestDocDrawsTheVersion(t *testing.T) {
+	doc, err := os.ReadFile("FORMAT.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, want := range []string{"version 1", superMagic, "HFW1", "HFMP", "CHUNK_INSTALL"} {
+		if !strings.Contains(string(doc), want) {
+			t.Errorf("FORMAT.md does not speak of %q", want)
+		}
+	}
+}

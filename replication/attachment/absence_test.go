@@ -1,0 +1,149 @@
+package attachment
+
+import (
+	"testing"
+	"time"
+
+	"github.com/holdfast-storage/holdfast/blockdev/vfs"
+)
+
+// A member is away for longer than the window reaches: it is brought back by
+// another member's log.
+func TestLongAbsence(t *testing.T) {
+	c := newCluster(t, 3, 8<<20, 8<<20)
+	o := c.options(c.hosts[0])
+	o.Limits.WindowOps = 16
+	a, err := New(o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = a.Close() })
+	c.waitAttached(a)
+	m := newModel(20, c.size)
+	m.mutate(t, a, 30)
+	c.hosts[1].kill()
+	m.mutate(t, a, 150) // the log of 16 MiB still holds them all
+	c.hosts[1].start()
+	c.waitInSync(a, 3)
+	m.mutate(t, a, 30)
+	m.verify(t, a)
+	if got := a.Status().Segments[0].BytesResynced; got == 0 {
+		t.Error("nothing was sent to bring the member back")
+	}
+	if err := a.Detach(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	c.compare(m.data, c.hosts...)
+}
+
+// Away for longer than the logs reach: only chunks bring it back. What was
+// trimmed meanwhile must be gone there, too.
+func TestAbsenceBeyondTheLog(t *testing.T) {
+	c := newCluster(t, 3, 8<<20, 8<<20)
+	a := c.attach(c.hosts[0])
+	m := newModel(21, c.size)
+	m.mutate(t, a, 100)
+	if err := a.Flush(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	c.hosts[1].kill()
+	if err := a.Trim(t.Context(), 0, 4<<20, false); err != nil {
+		t.Fatal(err)
+	}
+	clear(m.data[:4<<20])
+	big := m.data[4<<20:]
+	for round := range 12 { // 48 MiB through logs of 16
+		for i := range big {
+			big[i] = byte(round + i>>10)
+		}
+		if err := a.WriteAt(t.Context(), big, 4<<20, false); err != nil {
+			t.Fatal(err)
+		}
+	}
+	c.hosts[1].start()
+	c.grow(a, 0)
+	m.mutate(t, a, 30)
+	c.waitInSync(a, 3)
+	m.mutate(t, a, 30)
+	m.verify(t, a)
+	if err := a.Detach(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	c.compare(m.data, c.hosts...)
+}
+
+// The target of a whole copy dies in the middle, with its process or its
+// power, and the source's connections break: the copy is begun again until it
+// is whole.
+func TestCopyInterrupted(t *testing.T) {
+	for _, power := range []bool{false, true} {
+		c := newCluster(t, 3, 16<<20, 16<<20)
+		a := c.attach(c.hosts[0])
+		m := newModel(22, c.size)
+		for off := int64(0); off < c.size; off += 1 << 20 {
+			for i := range int64(1 << 20) {
+				m.data[off+i] = byte(off>>16 + i>>9)
+			}
+			if err := a.WriteAt(t.Context(), m.data[off:off+1<<20], off, false); err != nil {
+				t.Fatal(err)
+			}
+		}
+		c.hosts[2].kill()
+		m.mutate(t, a, 10)
+		// It comes back with an empty disk, as another replica would.
+		h := newHost(t, 7, 96<<20)
+		c.replace(a, 2, h)
+		for i := range 3 {
+			c.eventually("some chunks are copied", a, func() bool {
+				for _, s := range a.Status().Segments[0].State.Members {
+					if s.Node == h.node && (s.CopyDone > 0 || s.InSync) {
+						return true
+					}
+				}
+				return false
+			})
+			if power {
+				h.powerLoss(uint64(i))
+			} else {
+				h.kill()
+			}
+			m.mutate(t, a, 10)
+			h.start()
+		}
+		c.waitInSync(a, 3)
+		m.mutate(t, a, 10)
+		m.verify(t, a)
+		if err := a.Detach(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		c.compare(m.data, c.hosts...)
+	}
+}
+
+// A member whose disk hangs is put out like one that is dead, though it
+// answers pings.
+func TestDiskHangs(t *testing.T) {
+	c := newCluster(t, 3, 8<<20, 8<<20)
+	o := c.options(c.hosts[0])
+	o.Limits.OpAge = 500 * time.Millisecond
+	a, err := New(o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = a.Close() })
+	c.waitAttached(a)
+	m := newModel(23, c.size)
+	m.mutate(t, a, 20)
+	release := c.hosts[1].hang(vfs.OpWrite)
+	m.mutate(t, a, 40)
+	if got := len(c.meta.isr(0)); got != 2 {
+		t.Errorf("%d members in sync while one hangs, want 2", got)
+	}
+	release()
+	c.waitInSync(a, 3)
+	m.verify(t, a)
+	if err := a.Detach(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	c.compare(m.data, c.hosts...)
+}
