@@ -25,6 +25,9 @@ race: ## the unit tests under the race detector
 test: lint ## all that this machine can run, as root
 	@mkdir -p $(OUT)
 	.ci/gotest test -race ./...
+	.ci/demo
+	$(GO) run ./cmd/bench -holdfast bin/holdfast -quick -json $(OUT)/bench.json
+	$(GO) run ./cmd/demo leftovers
 
 demo: build ## three Docker hosts, a database on a volume, a host dies; BREAK=lose-acked must fail
 	$(GO) run ./cmd/demo $(if $(BREAK),-break $(BREAK))

@@ -126,10 +126,11 @@ func (d *demo) startHosts(ctx context.Context) error {
 	if err := d.lab.StartCluster(ctx, diskFlags...); err != nil {
 		return err
 	}
-	d.report.Version, err = d.lab.Hosts[0].Holdfast(ctx, "version")
+	version, err := d.lab.Hosts[0].Holdfast(ctx, "version")
 	if err != nil {
 		return err
 	}
+	d.report.Version, _, _ = strings.Cut(version, "\n")
 	d.story.line("a holdfast node runs on each: one cluster")
 	return nil
 }

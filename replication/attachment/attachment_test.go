@@ -27,6 +27,9 @@ func TestOneReplica(t *testing.T) {
 func TestThreeReplicas(t *testing.T) {
 	c := newCluster(t, 3, 8<<20, 3<<20)
 	a := c.attach(c.hosts[0])
+	if !a.Continuous() {
+		t.Error("a first attach is not continuous")
+	}
 	m := newModel(2, c.size)
 	m.mutate(t, a, 300)
 	m.verify(t, a)

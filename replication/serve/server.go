@@ -223,6 +223,14 @@ func (s *Server) CreateReplica(id holdfast.DiskID, desc disk.ReplicaDesc) error 
 	if err != nil {
 		return err
 	}
+	if st := r.Status(); st.Fence == 0 && st.Tail == 0 {
+		// No writer was ever here: nothing that was acknowledged can be missing
+		// (R7), so a first attach need not wait for every member.
+		// ErrRefused: this disk is never intact.
+		if err := r.DeclareIntact(0); err != nil && !errors.Is(err, holdfast.ErrRefused) {
+			return err
+		}
+	}
 	// It is new: nobody was ever promised anything.
 	opened := newServed(p, newDiskLog(r), s.o.Logger, 1)
 	s.mu.Lock()

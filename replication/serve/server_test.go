@@ -43,7 +43,9 @@ type node struct {
 	gates map[vfs.Op]*atomic.Pointer[chan struct{}]
 }
 
-func newNode(t testing.TB) *node {
+func newNode(t testing.TB) *node { return newNodeOn(t, func(*vfs.Memory) {}) }
+
+func newNodeOn(t testing.TB, prepare func(fs *vfs.Memory)) *node {
 	t.Helper()
 	n := &node{t: t, fs: vfs.NewMemory(1), gates: map[vfs.Op]*atomic.Pointer[chan struct{}]{vfs.OpWrite: {}, vfs.OpSync: {}}}
 	n.fs.Before(func(op vfs.Op, _ string) {
@@ -57,6 +59,7 @@ func newNode(t testing.TB) *node {
 	if err != nil {
 		t.Fatal(err)
 	}
+	prepare(n.fs)
 	if n.disk, err = disk.Open(context.Background(), n.fs, diskPath, disk.Options{ApplyEvery: 5 * time.Millisecond}); err != nil {
 		t.Fatal(err)
 	}
@@ -683,5 +686,28 @@ func TestBrokenInvariant(t *testing.T) {
 	}
 	if st, _ := n.s.Replica(testDesc.Replica); !errors.Is(st.Failed, holdfast.ErrInternal) {
 		t.Errorf("status: failed %v, want ErrInternal", st.Failed)
+	}
+}
+
+// On a file system where nothing is ever intact a copy serves all the same.
+func TestNeverIntact(t *testing.T) {
+	n := newNodeOn(t, func(fs *vfs.Memory) { fs.Foreign(diskPath) })
+	c := n.client(5, false)
+	if f := c.open(); f.Intact {
+		t.Error("a copy on a foreign file system says that it is intact")
+	}
+	c.send(0, &wire.Intact{})
+	c.send(0, &wire.Append{Entries: []wire.Entry{entry(5, 1, 1)}})
+	if a := next[*wire.Ack](c); a.Tail != 1 {
+		t.Errorf("ack %d, want 1", a.Tail)
+	}
+	c.send(1, &wire.Flush{})
+	next[*wire.Flushed](c)
+	if st, _ := n.s.Replica(testDesc.Replica); st.Failed != nil {
+		t.Errorf("failed: %v", st.Failed)
+	}
+	ours := newNode(t).client(5, false)
+	if f := ours.open(); !f.Intact {
+		t.Error("a new copy on a local file system is not intact")
 	}
 }

@@ -171,7 +171,8 @@ func (s *served) change(a replica.Action) {
 	case replica.LogWhole:
 		s.step(replica.WholeDone{Err: s.log.MarkWhole()})
 	case replica.LogIntact:
-		if err := s.log.DeclareIntact(a.Epoch); err != nil {
+		// A disk that is never intact refuses; that costs continuity alone.
+		if err := s.log.DeclareIntact(a.Epoch); err != nil && !errors.Is(err, holdfast.ErrRefused) {
 			s.step(replica.Failed{Err: err})
 		}
 	case replica.LogHint:

@@ -192,6 +192,9 @@ func (c *checker) sawRead(o *op, b int, v value) {
 		}
 		cl = e.block[b][v]
 	}
+	if cl.ack == never {
+		c.w.strike(2) // seen, but not promised: the moment to lose it
+	}
 	cl.minEnd = min(cl.minEnd, c.clock)
 	cl.maxBegin = max(cl.maxBegin, o.begin)
 	c.judge(o.wr.era, b, cl)

@@ -234,19 +234,21 @@ func (w *world) absence() {
 		x.ambush = true
 	case 2:
 		w.restart(x, true, w.between(10*time.Millisecond, 3*time.Second))
-		x.ambush = true
+		x.ambush = w.chance(0.5)
+		x.ambushIntact = !x.ambush
 	}
 }
 
-// ambushed has the writer's host fail, now that x is open again.
-func (w *world) ambushed(x *node) {
+// ambushed has the writer's host fail, now that x is open again, or is
+// declared intact.
+func (w *world) ambushed(x *node, within time.Duration) {
 	if !x.ambush || w.healing {
 		return
 	}
 	x.ambush = false
 	h := w.ctl.holder.node
 	what := w.rng.Intn(3)
-	w.after(w.between(0, 3*w.rates.delay+2*w.rates.raftDelay), func() {
+	w.after(w.between(0, within), func() {
 		switch {
 		case w.healing:
 		case what == 0:

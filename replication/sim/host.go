@@ -144,7 +144,7 @@ func (h *host) receive(l *link, body any) {
 		h.batch++
 		m.ev.Conn, m.ev.Batch = c, h.batch
 		h.installs[h.batch] = m
-		if h.n.w.chance(h.n.w.rates.strike * 0.3) {
+		if !h.n.w.healing && h.n.w.chance(0.3) {
 			h.n.disk.mem.apply(min(h.n.disk.mem.st.Commit, h.n.disk.mem.st.Dur))
 			h.n.disk.checkpoint(0) // right under a chunk that is about to come
 			h.tellApplied()
@@ -234,6 +234,10 @@ func (h *host) act(a replica.Action) {
 	case replica.LogIntact:
 		d.write(record{kind: recIntact, boot: h.n.boot})
 		w.strike(0.5)
+		if h.n.ambushIntact {
+			h.n.ambush, h.n.ambushIntact = true, false
+			w.ambushed(h.n, w.rates.delay/2+time.Microsecond)
+		}
 	case replica.LogHint:
 		d.write(record{kind: recHint, epoch: a.Epoch, isr: a.ISR})
 	case replica.LogInstall:
@@ -264,7 +268,7 @@ func (h *host) act(a replica.Action) {
 		h.send(a.Conn, a)
 	case replica.SendOpened:
 		w.strike(0.3)
-		w.ambushed(h.n)
+		w.ambushed(h.n, 3*w.rates.delay+2*w.rates.raftDelay)
 		w.log("n%d opened by %d: tail %d", h.n.index, a.Epoch, a.Tail)
 		h.send(a.Conn, a)
 	case replica.SendAck:

@@ -10,32 +10,32 @@ import (
 
 // mutants names the rules that are left out one at a time, and within how many
 // seeds (from 1) the promises of C1 to C5, or the comparison of the replicas,
-// must notice. When the limits were set the slowest needed 1152 seeds, most fewer than 100.
+// must notice. When the limits were set the slowest needed about 2100 seeds, most fewer than 100.
 var mutants = []struct {
 	name  string
 	limit int
 }{
-	{"ack_before_raft", 3000},
-	{"no_fence", 3000},
-	{"volatile_fence", 3000},
-	{"no_seal", 3000},
-	{"ack_majority", 3000},
-	{"add_without_catchup", 3000},
-	{"no_epoch_history", 3000},
-	{"reboot_keeps_intact", 3000},
-	{"stale_acks_kept", 3000},
-	{"apply_uncommitted", 3000},
-	{"ping_any", 3000},
-	{"remote_read_epoch_only", 3000},
-	{"inflight_checked_before_only", 3000},
-	{"activate_from_any", 3000},
-	{"add_raft_first", 3000},
-	{"claim_continuity", 3000},
-	{"flush_lies", 3000},
-	{"stale_raft_cmd", 3000},
-	{"install_below_ckpt", 3000},
-	{"list_before_applied", 3000},
-	{"install_not_durable", 3000},
+	{"ack_before_raft", 6000},
+	{"no_fence", 6000},
+	{"volatile_fence", 6000},
+	{"no_seal", 6000},
+	{"ack_majority", 6000},
+	{"add_without_catchup", 6000},
+	{"no_epoch_history", 6000},
+	{"reboot_keeps_intact", 6000},
+	{"stale_acks_kept", 6000},
+	{"apply_uncommitted", 6000},
+	{"ping_any", 6000},
+	{"remote_read_epoch_only", 6000},
+	{"inflight_checked_before_only", 6000},
+	{"activate_from_any", 6000},
+	{"add_raft_first", 6000},
+	{"claim_continuity", 6000},
+	{"flush_lies", 6000},
+	{"stale_raft_cmd", 6000},
+	{"install_below_ckpt", 6000},
+	{"list_before_applied", 6000},
+	{"install_not_durable", 6000},
 }
 
 var mutantFlag = flag.String("mutant", "", "leave this rule out in TestSeeds")

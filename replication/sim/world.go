@@ -106,6 +106,7 @@ type node struct {
 	host *host
 
 	ambush       bool          // the writer's host fails when this replica is open again
+	ambushIntact bool          // ... when it is declared intact
 	raftCutUntil time.Duration // this host does not reach raft
 	writers      []*writer
 }

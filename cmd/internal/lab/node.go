@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 )
@@ -99,16 +100,18 @@ func (v VolumeStatus) Whole(count int) bool {
 	return len(v.Replicas) == count
 }
 
-// String is one line: state, holder, and each replica's node and state.
+// String is one line: state, holder, and each replica's node and state, by node.
 func (v VolumeStatus) String() string {
 	parts := []string{v.State}
 	if v.Node != "" {
 		parts = append(parts, "on "+v.Node)
 	}
+	var replicas []string
 	for _, r := range v.Replicas {
-		parts = append(parts, r.Node+"="+r.State)
+		replicas = append(replicas, r.Node+"="+r.State)
 	}
-	return strings.Join(parts, " ")
+	slices.Sort(replicas)
+	return strings.Join(append(parts, replicas...), " ")
 }
 
 // InspectVolume asks the host's node for a volume.
