@@ -25,6 +25,8 @@ race: ## the unit tests under the race detector
 test: lint ## all that this machine can run, as root
 	@mkdir -p $(OUT)
 	.ci/gotest test -race ./...
+	.ci/gotest mutants -tags holdfast_mutants -run 'TestMutants' ./replication/sim
+	.ci/gotest lose-acked -tags holdfast_mutant_lose_acked -run 'LoseAcked' ./replication/sim
 	.ci/demo
 	$(GO) run ./cmd/bench -holdfast bin/holdfast -quick -json $(OUT)/bench.json
 	$(GO) run ./cmd/demo leftovers

@@ -255,9 +255,25 @@ func (h *held) wait(o AttachOptions, what string) {
 	}
 }
 
-// begin gets the epoch from raft and takes the replicas over.
+// begin gets the epoch from raft and takes the replicas over; when the in-sync
+// set changed meanwhile, once more in a new epoch.
 func (a *Attachments) begin(ctx context.Context, h *held, id holdfast.VolumeID, o AttachOptions) error {
 	defer h.wait(o, "")
+	for {
+		err := a.beginOnce(ctx, h, id, o)
+		if !errors.Is(err, holdfast.ErrUnavailable) || ctx.Err() != nil {
+			return err
+		}
+		a.o.Logger.Info("attach begins again", "volume", id, "err", err)
+		select {
+		case <-time.After(retryEvery):
+		case <-ctx.Done():
+			return err
+		}
+	}
+}
+
+func (a *Attachments) beginOnce(ctx context.Context, h *held, id holdfast.VolumeID, o AttachOptions) error {
 	res, before, err := a.claim(ctx, h, id, o)
 	if err != nil {
 		return err
