@@ -4,8 +4,10 @@ import (
 	"encoding/json"
 	"errors"
 	"go/ast"
+	"go/importer"
 	"go/parser"
 	"go/token"
+	"go/types"
 	"io"
 	"os"
 	"os/exec"
@@ -22,47 +24,39 @@ const module = "github.com/holdfast-storage/holdfast"
 // crossings. A package that is not here fails the test: adding one is a
 // decision.
 var ladder = map[string]int{
-	"":                         0,
-	"blockdev":                 1,
-	"blockdev/vfs":             1,
-	"blockdev/blockdevtest":    2,
-	"blockdev/nbd":             2,
-	"blockdev/hostdev":         2,
-	"blockdev/mount":           3,
-	"blockdev/disk":            3,
-	"replication/erasure":      1,
-	"replication/wire":         2,
-	"replication/coordinator":  3,
-	"replication/replica":      3,
-	"replication/serve":        4,
-	"replication/attachment":   4,
-	"replication/sim":          5,
-	"raftstore/state":          1,
-	"raftstore/badgerlog":      2,
-	"raftstore":                3,
-	"raftstore/peer":           4,
-	"plugin":                   1,
-	"plugin/docker":            2,
-	"cmd/internal/api":         5,
-	"cmd/internal/api/apipb":   4,
-	"cmd/internal/reconcile":   6,
-	"cmd/internal/controller":  5,
-	"cmd/internal/observe":     5,
-	"cmd/internal/keeper":      5,
-	"cmd/internal/durable":     5,
-	"cmd/internal/lab":         5,
-	"cmd/internal/server":      7,
-	"cmd/internal/node":        8,
-	"cmd/holdfast":             9,
-	"cmd/demo":                 9,
-	"cmd/bench":                9,
-	"cmd/e2e":                  9,
-	"raftstore/state/statepb":  0,
-	"raftstore/peer/peerpb":    3,
-	"raftstore/raftstoretest":  5,
-	"blockdev/disk/disktest":   4,
-	"replication/replicatest":  5,
-	"blockdev/hostdev/fusecon": 1,
+	"":                        0,
+	"blockdev":                1,
+	"blockdev/vfs":            1,
+	"blockdev/blockdevtest":   2,
+	"blockdev/nbd":            2,
+	"blockdev/hostdev":        2,
+	"blockdev/mount":          3,
+	"blockdev/disk":           3,
+	"replication/wire":        2,
+	"replication/coordinator": 3,
+	"replication/replica":     3,
+	"replication/serve":       4,
+	"replication/attachment":  4,
+	"replication/sim":         5,
+	"raftstore/state":         1,
+	"raftstore/badgerlog":     2,
+	"raftstore":               3,
+	"raftstore/peer":          4,
+	"plugin":                  1,
+	"plugin/docker":           2,
+	"cmd/internal/api":        5,
+	"cmd/internal/api/apipb":  4,
+	"cmd/internal/reconcile":  6,
+	"cmd/internal/keeper":     5,
+	"cmd/internal/durable":    5,
+	"cmd/internal/lab":        5,
+	"cmd/internal/server":     7,
+	"cmd/internal/node":       8,
+	"cmd/holdfast":            9,
+	"cmd/demo":                9,
+	"cmd/bench":               9,
+	"cmd/e2e":                 9,
+	"raftstore/peer/peerpb":   3,
 }
 
 // sameRung lists the pairs that stand on one rung and may still meet.
@@ -85,7 +79,6 @@ var trees = map[string][]string{
 var pure = map[string][]string{
 	"replication/coordinator": {"cmp", "errors", "fmt", "slices", "sort", "strings", "strconv", "math", "math/bits", "encoding/binary", "bytes", "time", "iter", "maps"},
 	"replication/replica":     {"cmp", "errors", "fmt", "slices", "sort", "strings", "strconv", "math", "math/bits", "encoding/binary", "bytes", "time", "iter", "maps"},
-	"replication/erasure":     {"errors", "fmt", "github.com/klauspost/reedsolomon"},
 	"raftstore/state":         {"bytes", "cmp", "crypto/sha256", "encoding/binary", "encoding/hex", "errors", "fmt", "hash/crc32", "iter", "maps", "math", "slices", "sort", "strconv", "strings", "time", "google.golang.org/protobuf/proto"},
 }
 
@@ -208,6 +201,82 @@ func impurities(t *testing.T, path string, src any) []string {
 		return true
 	})
 	return found
+}
+
+// TestApplyRangesOverNoMap keeps the order of a map's keys, which differs
+// between members, out of what raft replicates.
+func TestApplyRangesOverNoMap(t *testing.T) {
+	set := token.NewFileSet()
+	load := importer.ForCompiler(set, "source", nil)
+	for _, p := range packages(t) {
+		name, _ := inHouse(p.ImportPath)
+		if _, ok := pure[name]; !ok {
+			continue
+		}
+		var files []*ast.File
+		for _, name := range p.GoFiles {
+			file, err := parser.ParseFile(set, filepath.Join(p.Dir, name), nil, 0)
+			if err != nil {
+				t.Fatal(err)
+			}
+			files = append(files, file)
+		}
+		for _, at := range mapRanges(t, set, load, p.ImportPath, files) {
+			if !orderFree[name+"/"+filepath.Base(at.Filename)+":"+functionAt(set, files, at)] {
+				t.Errorf("%v: range over a map in a pure core: iterate in a fixed order", at)
+			}
+		}
+	}
+}
+
+// orderFree are the functions that may range over a map, since what they make
+// of it does not depend on the order.
+var orderFree = map[string]bool{
+	"raftstore/state/records.go:LabelsOf": true, // sorts
+}
+
+// mapRanges type-checks files and returns where they range over a map.
+func mapRanges(t *testing.T, set *token.FileSet, load types.Importer, path string, files []*ast.File) []token.Position {
+	t.Helper()
+	info := &types.Info{Types: map[ast.Expr]types.TypeAndValue{}}
+	if _, err := (&types.Config{Importer: load}).Check(path, set, files, info); err != nil {
+		t.Fatal(err)
+	}
+	var found []token.Position
+	for _, file := range files {
+		ast.Inspect(file, func(n ast.Node) bool {
+			if r, ok := n.(*ast.RangeStmt); ok {
+				if _, isMap := info.TypeOf(r.X).Underlying().(*types.Map); isMap {
+					found = append(found, set.Position(r.Pos()))
+				}
+			}
+			return true
+		})
+	}
+	return found
+}
+
+// functionAt names the function that a position lies in.
+func functionAt(set *token.FileSet, files []*ast.File, at token.Position) string {
+	for _, file := range files {
+		for _, d := range file.Decls {
+			if f, ok := d.(*ast.FuncDecl); ok && set.Position(f.Pos()).Filename == at.Filename && set.Position(f.Pos()).Line <= at.Line && at.Line <= set.Position(f.End()).Line {
+				return f.Name.Name
+			}
+		}
+	}
+	return ""
+}
+
+func TestMapRangesAreSeen(t *testing.T) {
+	set := token.NewFileSet()
+	file, err := parser.ParseFile(set, "x.go", "package x\nfunc f(m map[int]int, s []int) { for range m {}; for range s {} }", 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := mapRanges(t, set, importer.ForCompiler(set, "source", nil), "x", []*ast.File{file}); len(got) != 1 {
+		t.Errorf("found %v, want the range over the map", got)
+	}
 }
 
 func TestImpuritiesAreSeen(t *testing.T) {

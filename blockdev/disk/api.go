@@ -8,6 +8,10 @@ import (
 	"github.com/holdfast-storage/holdfast"
 )
 
+// FormatVersion is the version of the disk format that this program writes
+// (FORMAT.md); it reads no other.
+const FormatVersion = formatVersion
+
 // FormatOptions says what Format makes.
 type FormatOptions struct {
 	Cluster holdfast.ClusterID // required

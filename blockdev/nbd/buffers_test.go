@@ -34,16 +34,15 @@ func TestBufferPool(t *testing.T) {
 // TestBufferPoolReuses: what is put back is handed out again, if not always.
 func TestBufferPoolReuses(t *testing.T) {
 	var p bufferPool
-	a := p.get(5000)
-	a.data[0] = 7
-	p.put(a)
+	seen := map[*buffer]bool{}
 	reused := false
-	for range 100 { // a pool may forget, but not always
-		b := p.get(8000)
-		reused = reused || b == a
+	for range 100 { // under the race detector a pool forgets every fourth
+		b := p.get(5000 + len(seen))
+		reused = reused || seen[b]
+		seen[b] = true
 		p.put(b)
 	}
 	if !reused {
-		t.Errorf("100 buffers of one class, none of them the one put back first")
+		t.Errorf("100 buffers of one class, all of them new")
 	}
 }

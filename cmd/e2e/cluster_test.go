@@ -342,7 +342,9 @@ func fioCommand(t *testing.T, uri string, args ...string) *exec.Cmd {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), 4*time.Minute)
 	t.Cleanup(cancel)
-	return exec.CommandContext(ctx, "fio", append([]string{"--name=t", "--ioengine=nbd", "--uri=" + uri, "--thread"}, args...)...)
+	cmd := exec.CommandContext(ctx, "fio", append([]string{"--name=t", "--ioengine=nbd", "--uri=" + uri, "--thread"}, args...)...)
+	cmd.Dir = t.TempDir() // fio leaves its verify state where it runs
+	return cmd
 }
 
 func mkfs(t *testing.T, path string) {

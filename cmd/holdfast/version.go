@@ -7,6 +7,8 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/holdfast-storage/holdfast"
+	"github.com/holdfast-storage/holdfast/blockdev/disk"
+	"github.com/holdfast-storage/holdfast/replication/wire"
 )
 
 func (c *cli) versionCommand() *cobra.Command {
@@ -16,11 +18,12 @@ func (c *cli) versionCommand() *cobra.Command {
 		RunE: func(*cobra.Command, []string) error {
 			facts := map[string]any{
 				"version": version, "commit": commit, "cluster_level": holdfast.Level1,
+				"disk_format": disk.FormatVersion, "wire_version": wire.Version1,
 			}
 			if c.json {
 				return json.NewEncoder(c.out).Encode(facts)
 			}
-			fmt.Fprintf(c.out, "holdfast %s (commit %s)\ncluster level %d\n", version, commit, holdfast.Level1)
+			fmt.Fprintf(c.out, "holdfast %s (commit %s)\ncluster level %d, disk format %d, wire version %d\n", version, commit, holdfast.Level1, disk.FormatVersion, wire.Version1)
 			return nil
 		},
 	}
