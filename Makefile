@@ -22,7 +22,7 @@ race: ## the unit tests under the race detector
 	@mkdir -p $(OUT)
 	HOLDFAST_UNIT=1 .ci/gotest race -race ./...
 
-test: lint ## all that this machine can run, as root
+test: lint build ## all that this machine can run, as root
 	@mkdir -p $(OUT)
 	.ci/gotest test -race ./...
 	.ci/gotest mutants -tags holdfast_mutants -run 'TestMutants' ./replication/sim

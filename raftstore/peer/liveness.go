@@ -78,7 +78,9 @@ func (r *record) arrive(node holdfast.NodeID, instance holdfast.InstanceID, appl
 		return // a late one of a process that is over
 	}
 	if h.instance != instance {
-		h.old = append(h.old, h.instance)
+		if !h.instance.IsZero() {
+			h.old = append(h.old, h.instance)
+		}
 		if len(h.old) > keptInstances {
 			h.old = h.old[1:]
 		}
@@ -90,6 +92,25 @@ func (r *record) arrive(node holdfast.NodeID, instance holdfast.InstanceID, appl
 		h.gone = false
 		r.announce()
 	}
+}
+
+// expect notes a node that stands in the tables: the silence of one that was
+// never heard of begins here, since it cannot have sent to this node before it
+// was a node.
+func (r *record) expect(node holdfast.NodeID) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.heard[node] == nil && len(r.heard) < maxHeard {
+		r.heard[node] = &heard{at: r.now()}
+	}
+}
+
+// listenAnew restarts all silences: this node has just become one that
+// heartbeats are sent to.
+func (r *record) listenAnew() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.began, r.looked, r.complete = r.now(), r.now(), false
 }
 
 // look announces the nodes that went silent. It must be called every lookEvery.

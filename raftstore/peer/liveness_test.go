@@ -95,6 +95,31 @@ func TestANodeNeverHeardOfGoesWithTheRecordsAge(t *testing.T) {
 	}
 }
 
+// A voter that was made one a moment ago has heard of nobody, and must not call
+// a living holder gone.
+func TestSilenceBeginsWhenHeartbeatsCanCome(t *testing.T) {
+	l := newLife()
+	l.clock.run(l.record, 10*GoneAfter)
+	l.want(t, true, "never heard of by an old record")
+	l.listenAnew()
+	l.want(t, false, "when this node has just become a voter")
+	l.clock.run(l.record, GoneAfter-lookEvery)
+	l.want(t, false, "just below the limit")
+	l.clock.run(l.record, lookEvery)
+	l.want(t, true, "at the limit")
+
+	l = newLife()
+	l.clock.run(l.record, 10*GoneAfter)
+	l.expect(l.node)
+	l.want(t, false, "a node that is new in the tables")
+	l.clock.run(l.record, GoneAfter)
+	l.want(t, true, "a new node that never said a word")
+	l.expect(l.node)
+	l.want(t, true, "expected again")
+	l.arrive(l.node, l.instance, 1)
+	l.want(t, false, "heard at last")
+}
+
 func TestANewInstanceEndsTheOldOne(t *testing.T) {
 	l := newLife()
 	l.arrive(l.node, l.instance, 1)

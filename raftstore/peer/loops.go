@@ -103,7 +103,17 @@ func (p *Peer) look() {
 	defer p.wg.Done()
 	ticker := time.NewTicker(lookEvery)
 	defer ticker.Stop()
+	hears := false
 	for {
+		v := p.View()
+		self, ok := v.Node(p.store.Node())
+		if votes := ok && self.Kind == state.MemberVoter; votes != hears {
+			hears = votes
+			p.record.listenAnew()
+		}
+		for n := range v.Nodes() {
+			p.record.expect(n.ID)
+		}
 		p.record.look()
 		select {
 		case <-ticker.C:

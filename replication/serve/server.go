@@ -240,7 +240,7 @@ func (s *Server) CreateReplica(id holdfast.DiskID, desc disk.ReplicaDesc) error 
 }
 
 // DeleteReplica ends a replica's sessions and deletes it, durably. An unknown
-// one is no error.
+// one is no error. After an error it may be called again.
 func (s *Server) DeleteReplica(ctx context.Context, id holdfast.ReplicaID) error {
 	s.admin.Lock()
 	defer s.admin.Unlock()
@@ -249,7 +249,7 @@ func (s *Server) DeleteReplica(ctx context.Context, id holdfast.ReplicaID) error
 	delete(s.served, id)
 	s.mu.Unlock()
 	if r == nil {
-		return nil
+		return s.deleteUnserved(id)
 	}
 	var err error
 	if waited := waitFor(ctx, func() {
@@ -259,6 +259,16 @@ func (s *Server) DeleteReplica(ctx context.Context, id holdfast.ReplicaID) error
 		return waited
 	}
 	return err
+}
+
+// deleteUnserved deletes what an earlier try closed and did not delete.
+func (s *Server) deleteUnserved(id holdfast.ReplicaID) error {
+	for _, d := range s.Disks() {
+		if _, ok := d.Replica(id); ok {
+			return d.DeleteReplica(id)
+		}
+	}
+	return nil
 }
 
 // ReplicaStatus is what is known of one replica.

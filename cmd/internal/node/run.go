@@ -32,6 +32,10 @@ import (
 // what the last closes take.
 const stopWithin = 7 * time.Second
 
+// pluginStopWithin bounds what of it goes to calls of the volume plugin: a
+// Mount may wait for minutes.
+const pluginStopWithin = 2 * time.Second
+
 // node is a running daemon. Its parts are opened in the order of the fields
 // and closed in the reverse.
 type node struct {
@@ -393,7 +397,13 @@ func (n *node) servePlugin(context.Context) error {
 	if err != nil {
 		return err
 	}
-	n.onClose(func(ctx context.Context) { srv.Close(ctx) })
+	n.onClose(func(ctx context.Context) {
+		// Most of the time there is belongs to flushing what was acknowledged.
+		srv.RefuseNew("the node is being stopped")
+		ctx, done := context.WithTimeout(ctx, pluginStopWithin)
+		defer done()
+		srv.Close(ctx)
+	})
 	return nil
 }
 

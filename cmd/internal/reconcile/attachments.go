@@ -214,16 +214,30 @@ func (a *Attachments) Attach(ctx context.Context, name string, o AttachOptions) 
 	if o.Device && a.o.Devices == nil {
 		return Held{}, holdfast.Errorf(holdfast.ErrRefused, "this node has no kernel devices").WithRemedy("attach with --nbd, or run the node as root; see holdfast status")
 	}
+	ctx, cancel := a.bound(ctx)
+	defer cancel()
 	h, err := a.enter(ctx, v.ID)
 	if err != nil {
 		return Held{}, err
 	}
 	defer h.leave()
+	if o.NBD && v.Format == holdfast.FormatDoing {
+		return Held{}, holdfast.Errorf(holdfast.ErrRefused, "the file system of volume %s was begun and is not finished; the next mount makes it anew", v.Name).
+			WithRemedy("mount the volume once, or remove it: what was written over NBD now would be formatted over")
+	}
 	return a.attach(ctx, h, v.ID, o)
+}
+
+// bound makes a context that ends with the Attachments too.
+func (a *Attachments) bound(ctx context.Context) (context.Context, context.CancelFunc) {
+	ctx, cancel := context.WithCancel(ctx)
+	stop := context.AfterFunc(a.ctx, cancel)
+	return ctx, func() { stop(); cancel() }
 }
 
 // attach does it; the caller has the turn.
 func (a *Attachments) attach(ctx context.Context, h *held, id holdfast.VolumeID, o AttachOptions) (Held, error) {
+	a.bury(h, id)
 	if h.active() == nil {
 		if err := a.begin(ctx, h, id, o); err != nil {
 			return Held{}, err
@@ -299,6 +313,11 @@ func (a *Attachments) beginOnce(ctx context.Context, h *held, id holdfast.Volume
 		h.mu.Unlock()
 	}
 	a.o.Logger.Info("volume attached", "volume", v.Name, "epoch", uint64(v.Epoch), "continuous", att.Continuous())
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.ctx.Err() != nil { // Close no longer waits for new ones
+		return holdfast.Errorf(holdfast.ErrUnavailable, "attach volume %s: this node is being stopped", v.Name)
+	}
 	a.wg.Go(func() { a.watchEnd(h, id, att) })
 	return nil
 }
@@ -390,7 +409,9 @@ func (a *Attachments) expose(ctx context.Context, h *held, id holdfast.VolumeID,
 		if err := a.o.NBD.AddExport(nbd.Export{Name: name, Device: att}); err != nil {
 			return fmt.Errorf("export volume %s: %w", name, err)
 		}
-		uri = "nbd+unix:///" + url.PathEscape(name) + "?socket=" + url.QueryEscape(a.o.Socket)
+		h.mu.Lock()
+		h.uri = "nbd+unix:///" + url.PathEscape(name) + "?socket=" + url.QueryEscape(a.o.Socket)
+		h.mu.Unlock()
 	}
 	if o.Device && device == "" {
 		if err := a.remember(id, func(u *use) { u.Device = true }); err != nil {
@@ -400,33 +421,50 @@ func (a *Attachments) expose(ctx context.Context, h *held, id holdfast.VolumeID,
 		if err != nil {
 			return fmt.Errorf("kernel device of volume %s: %w", name, err)
 		}
-		device = path
+		h.mu.Lock()
+		h.device = path
+		h.mu.Unlock()
 	}
-	h.mu.Lock()
-	h.uri, h.device = uri, device
-	h.mu.Unlock()
 	return nil
 }
 
-// watchEnd takes the export and the device away once the session is over:
-// clients see errors, and never another session's data.
+// watchEnd buries an attachment once its session is over, unless whoever had
+// the turn did.
 func (a *Attachments) watchEnd(h *held, id holdfast.VolumeID, att *attachment.Attachment) {
 	select {
 	case <-att.Done():
 	case <-a.ctx.Done():
 		return
 	}
-	h.turn <- struct{}{} // whoever detaches cleanly has it, and has forgotten att when it leaves
+	select {
+	case h.turn <- struct{}{}:
+	case <-a.ctx.Done():
+		return
+	}
 	defer h.leave()
 	h.mu.Lock()
 	ours := h.att == att
-	name, uri, device := h.name, h.uri, h.device
-	if ours {
+	h.mu.Unlock()
+	if ours && a.bury(h, id) {
+		if err := a.remember(id, func(u *use) { *u = use{} }); err != nil {
+			a.o.Logger.Warn("forget the attachment", "volume", id, "err", err)
+		}
+	}
+}
+
+// bury takes the export and the device of a session that is over away: clients
+// see errors, and never another session's data. The caller has the turn. It
+// reports whether there was such a session.
+func (a *Attachments) bury(h *held, id holdfast.VolumeID) bool {
+	h.mu.Lock()
+	att, name, uri, device := h.att, h.name, h.uri, h.device
+	over := att != nil && att.Err() != nil
+	if over {
 		h.att, h.uri, h.device = nil, "", ""
 	}
 	h.mu.Unlock()
-	if !ours {
-		return
+	if !over {
+		return false
 	}
 	a.o.Logger.Warn("attachment ended", "volume", name, "err", att.Err())
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
@@ -440,14 +478,14 @@ func (a *Attachments) watchEnd(h *held, id holdfast.VolumeID, att *attachment.At
 		}
 	}
 	att.Close()
-	if err := a.remember(id, func(u *use) { *u = use{} }); err != nil {
-		a.o.Logger.Warn("forget the attachment", "volume", name, "err", err)
-	}
+	return true
 }
 
 // Detach ends this node's attachment cleanly. It is ErrRefused while clients or
 // mounts are open, unless forced. What is not attached here is no error.
 func (a *Attachments) Detach(ctx context.Context, id holdfast.VolumeID, force bool) error {
+	ctx, cancel := a.bound(ctx)
+	defer cancel()
 	h, err := a.enter(ctx, id)
 	if err != nil {
 		return err
@@ -457,18 +495,29 @@ func (a *Attachments) Detach(ctx context.Context, id holdfast.VolumeID, force bo
 }
 
 func (a *Attachments) detach(ctx context.Context, h *held, id holdfast.VolumeID, force bool) error {
-	att := h.active()
-	if att == nil {
-		return a.remember(id, func(u *use) { *u = use{} })
+	a.bury(h, id)
+	view, err := a.o.Cluster.Read(ctx)
+	if err != nil {
+		return err
 	}
-	h.mu.Lock()
-	name, uri, device := h.name, h.uri, h.device
-	h.mu.Unlock()
-	if device != "" {
-		if users := a.o.Devices.Users(name); len(users) > 0 && !force {
-			return holdfast.Errorf(holdfast.ErrRefused, "volume %s is mounted on this node by %d container(s)", name, len(users)).WithRemedy("stop them, or detach with --force: they see I/O errors")
+	v, ok := view.Volume(id)
+	if users := a.Users(volumeName(v)); len(users) > 0 && !force {
+		return holdfast.Errorf(holdfast.ErrRefused, "volume %s is mounted on this node by %d container(s)", v.Name, len(users)).WithRemedy("stop them, or detach with --force: they see I/O errors")
+	}
+	if h.active() == nil {
+		if !ok || v.Deleted || v.Phase == state.PhaseDetached || v.Holder.Node != a.o.Node {
+			return a.forget(ctx, id)
+		}
+		// Raft says that this node holds it, after a restart or an attach that
+		// failed: it is taken up again in order to be ended cleanly.
+		u := a.used(id)
+		if _, err := a.attach(ctx, h, id, AttachOptions{NBD: u.NBD, Device: u.Device}); err != nil {
+			return err
 		}
 	}
+	h.mu.Lock()
+	att, name, uri, device := h.att, h.name, h.uri, h.device
+	h.mu.Unlock()
 	if uri != "" {
 		if err := a.o.NBD.RemoveExport(ctx, name, force); err != nil && !errors.Is(err, holdfast.ErrNotFound) {
 			return err
@@ -485,15 +534,33 @@ func (a *Attachments) detach(ctx context.Context, h *held, id holdfast.VolumeID,
 	if err := a.remember(id, func(u *use) { *u = use{} }); err != nil {
 		return err
 	}
-	if err := att.Detach(ctx); err != nil {
-		return fmt.Errorf("detach volume %s: %w", name, err)
-	}
+	err = att.Detach(ctx)
 	h.mu.Lock()
-	h.att = nil
+	h.att = nil // also when it failed: it takes no more requests, and the next detach takes the volume up again
 	h.mu.Unlock()
 	att.Close()
+	if err != nil {
+		return fmt.Errorf("detach volume %s: %w", name, err)
+	}
 	a.o.Logger.Info("volume detached", "volume", name)
 	return nil
+}
+
+// forget ends what is left here of a volume that another node holds, or nobody.
+func (a *Attachments) forget(ctx context.Context, id holdfast.VolumeID) error {
+	if a.o.Devices != nil && a.used(id).Device {
+		if err := a.o.Devices.Abort(ctx, id); err != nil {
+			return err
+		}
+	}
+	return a.remember(id, func(u *use) { *u = use{} })
+}
+
+func volumeName(v *state.Volume) string {
+	if v == nil {
+		return ""
+	}
+	return v.Name
 }
 
 // closeDevice unmounts and ends the kernel device, and keeps the attachment.
@@ -566,8 +633,8 @@ func (a *Attachments) List() []holdfast.VolumeID {
 // flushed, devices stay with the keeper, raft is not told, and the next start
 // attaches again.
 func (a *Attachments) Close(ctx context.Context) {
-	a.cancel()
 	a.mu.Lock()
+	a.cancel()
 	all := make([]*held, 0, len(a.held))
 	for _, h := range a.held {
 		all = append(all, h)

@@ -36,7 +36,9 @@ type DisksOptions struct {
 
 // Disks are this node's pooled disks.
 type Disks struct {
-	o DisksOptions
+	o      DisksOptions
+	ctx    context.Context // of what a failing disk tells raft; ends with Close
+	cancel context.CancelFunc
 
 	mu   sync.Mutex
 	open map[holdfast.DiskID]*openDisk
@@ -57,7 +59,9 @@ type OpenedDisk struct {
 
 // NewDisks returns no disks; Open adds them.
 func NewDisks(o DisksOptions) *Disks {
-	return &Disks{o: o, open: map[holdfast.DiskID]*openDisk{}}
+	d := &Disks{o: o, open: map[holdfast.DiskID]*openDisk{}}
+	d.ctx, d.cancel = context.WithCancel(context.Background()) //nolint:gosec // cancelled by Close
+	return d
 }
 
 // Prepare formats what is not formatted yet. A target that holds something
@@ -142,7 +146,7 @@ func definite(err error) bool {
 // failed tells raft that a disk is out for this process life (R12).
 func (d *Disks) failed(od *openDisk, cause error) {
 	d.o.Logger.Error("disk failed", "path", od.path, "err", cause)
-	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+	ctx, cancel := context.WithTimeout(d.ctx, 30*time.Second)
 	defer cancel()
 	if err := d.insist(ctx, &state.DiskFailed{Disk: od.Stat().Disk, OpenCount: od.count, Reason: cause.Error()}); err != nil {
 		d.o.Logger.Warn("record the failed disk", "path", od.path, "err", err)
@@ -242,6 +246,7 @@ func free(s disk.Stat) int64 { return max(0, s.Capacity-s.Used-s.Reserved) }
 
 // Close closes every disk. The server must be closed before.
 func (d *Disks) Close() error {
+	d.cancel()
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	var errs []error

@@ -177,6 +177,7 @@ type fakeDevices struct {
 	mounted map[string]string
 	specs   map[holdfast.VolumeID]DeviceSpec
 	fail    map[string]error // by verb
+	holds   string           // what Probe finds
 }
 
 func newFakeDevices() *fakeDevices {
@@ -201,6 +202,12 @@ func (f *fakeDevices) Open(_ context.Context, _ blockdev.Device, spec DeviceSpec
 	f.specs[spec.Volume] = spec
 	f.mu.Unlock()
 	return "/dev/loop7", f.did("open")
+}
+
+func (f *fakeDevices) Probe(context.Context, holdfast.VolumeID) (string, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.holds, nil
 }
 
 func (f *fakeDevices) Format(_ context.Context, _ holdfast.VolumeID, fs, _ string, again bool) error {

@@ -79,6 +79,11 @@ func (k *Kernel) Open(ctx context.Context, dev blockdev.Device, spec DeviceSpec)
 	return att.Path(), nil
 }
 
+// Probe implements Devices.
+func (k *Kernel) Probe(ctx context.Context, id holdfast.VolumeID) (string, error) {
+	return k.client.Probe(ctx, id)
+}
+
 // Format implements Devices.
 func (k *Kernel) Format(ctx context.Context, id holdfast.VolumeID, fs, options string, again bool) error {
 	kind, err := mount.ParseFileSystem(fs)
@@ -157,6 +162,9 @@ func (k *Kernel) Close(ctx context.Context, id holdfast.VolumeID, name string, f
 		err = att.Detach(ctx)
 	} else {
 		err = k.client.CloseDevice(ctx, id)
+	}
+	if err != nil && force {
+		err = k.Abort(ctx, id) // something still has it open: it sees I/O errors
 	}
 	if err != nil {
 		return err

@@ -4,10 +4,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"time"
 
 	"github.com/holdfast-storage/holdfast"
 	"github.com/holdfast-storage/holdfast/blockdev"
 	"github.com/holdfast-storage/holdfast/raftstore/state"
+	"github.com/holdfast-storage/holdfast/replication/attachment"
 )
 
 // DeviceSpec names the kernel device of a volume.
@@ -31,6 +33,8 @@ type Devices interface {
 	// earlier run of this daemon served goes on without an I/O error if the
 	// spec allows; else it is aborted and made anew.
 	Open(ctx context.Context, dev blockdev.Device, spec DeviceSpec) (path string, err error)
+	// Probe says what speaks against the device being blank, "" if nothing does.
+	Probe(ctx context.Context, id holdfast.VolumeID) (what string, err error)
 	// Format makes a file system on a device that holds nothing. again: raft
 	// says that it was begun before, so that it was never mounted.
 	Format(ctx context.Context, id holdfast.VolumeID, fs, options string, again bool) error
@@ -64,33 +68,48 @@ func (a *Attachments) Mount(ctx context.Context, name, user string, waiting func
 	if a.o.Devices == nil {
 		return "", holdfast.Errorf(holdfast.ErrRefused, "this node cannot mount volumes").WithRemedy("run the node as root with its keeper; see holdfast status")
 	}
+	ctx, cancel := a.bound(ctx)
+	defer cancel()
 	h, err := a.enter(ctx, v.ID)
 	if err != nil {
 		return "", err
 	}
 	defer h.leave()
-	if _, err := a.attach(ctx, h, v.ID, AttachOptions{Device: true, Waiting: waiting}); err != nil {
-		return "", err
+	var path string
+	if _, err = a.attach(ctx, h, v.ID, AttachOptions{Device: true, Waiting: waiting}); err == nil {
+		path, err = a.mount(ctx, h, v.ID)
 	}
-	path, err := a.mount(ctx, v.ID)
 	if err == nil {
 		err = a.o.Devices.Hold(name, user)
 	}
 	if err == nil {
 		return path, nil
 	}
-	if len(a.o.Devices.Users(name)) == 0 {
+	if h.active() != nil && len(a.o.Devices.Users(name)) == 0 {
 		// Nothing half done: the next Mount, here or elsewhere, starts afresh.
-		if undo := a.detach(ctx, h, v.ID, false); undo != nil {
-			a.o.Logger.Warn("detach after a failed mount", "volume", name, "err", undo)
+		undo, done := context.WithTimeout(context.WithoutCancel(ctx), undoWithin)
+		defer done()
+		if err := a.lastLeft(undo, h, v.ID); err != nil {
+			a.o.Logger.Warn("detach after a failed mount", "volume", name, "err", err)
 		}
 	}
 	return "", fmt.Errorf("mount volume %s: %w", name, err)
 }
 
+// undoWithin bounds what a failed mount does to leave nothing half done.
+const undoWithin = 10 * time.Second
+
+// lastLeft ends the device, and the attachment unless NBD clients keep it.
+func (a *Attachments) lastLeft(ctx context.Context, h *held, id holdfast.VolumeID) error {
+	if a.used(id).NBD && h.active() != nil {
+		return a.closeDevice(ctx, h, id, false)
+	}
+	return a.detach(ctx, h, id, false)
+}
+
 // mount formats what was never formatted, and mounts. Raft records formatting
 // before mkfs and formatted after it, so that data is never formatted over.
-func (a *Attachments) mount(ctx context.Context, id holdfast.VolumeID) (string, error) {
+func (a *Attachments) mount(ctx context.Context, h *held, id holdfast.VolumeID) (string, error) {
 	view, err := a.o.Cluster.Read(ctx)
 	if err != nil {
 		return "", err
@@ -100,20 +119,26 @@ func (a *Attachments) mount(ctx context.Context, id holdfast.VolumeID) (string, 
 		return "", holdfast.Errorf(holdfast.ErrNotFound, "volume %v was removed", id)
 	}
 	if v.Format != holdfast.FormatDone {
-		if err := a.format(ctx, v); err != nil {
+		if err := a.format(ctx, h, v); err != nil {
 			return "", err
 		}
 	}
 	return a.o.Devices.Mount(ctx, id, v.Options.FS, v.Options.MountOptions)
 }
 
-func (a *Attachments) format(ctx context.Context, v *state.Volume) error {
+func (a *Attachments) format(ctx context.Context, h *held, v *state.Volume) error {
+	h.mu.Lock()
+	epoch, att := h.epoch, h.att
+	h.mu.Unlock()
 	again := v.Format == holdfast.FormatDoing
 	set := func(to holdfast.FormatState) error {
-		_, err := a.o.Cluster.Propose(ctx, &state.SetFormat{Volume: v.ID, Epoch: v.Epoch, To: to})
+		_, err := a.o.Cluster.Propose(ctx, &state.SetFormat{Volume: v.ID, Epoch: epoch, To: to})
 		return err
 	}
 	if !again {
+		if err := a.mustBeBlank(ctx, v, att.Status()); err != nil {
+			return err
+		}
 		if err := set(holdfast.FormatDoing); err != nil {
 			return err
 		}
@@ -123,6 +148,25 @@ func (a *Attachments) format(ctx context.Context, v *state.Volume) error {
 	}
 	a.o.Logger.Info("file system made", "volume", v.Name, "fs", v.Options.FS)
 	return set(holdfast.FormatDone)
+}
+
+// mustBeBlank refuses to format a volume that was ever written, or that looks
+// as if it held something: once "formatting" stands in raft, mkfs asks no more.
+func (a *Attachments) mustBeBlank(ctx context.Context, v *state.Volume, s attachment.Status) error {
+	what, err := a.o.Devices.Probe(ctx, v.ID)
+	if err != nil {
+		return err
+	}
+	for _, seg := range s.Segments {
+		if what == "" && seg.State.Tail > 0 {
+			what = "data that was written without a file system"
+		}
+	}
+	if what == "" {
+		return nil
+	}
+	return holdfast.Errorf(holdfast.ErrRefused, "volume %s was never formatted by holdfast and holds %s", v.Name, what).
+		WithRemedy("use it over NBD, or remove it and create another: it is not formatted over")
 }
 
 // Unmount ends one user's use of a mount. When the last one leaves, everything
@@ -135,22 +179,56 @@ func (a *Attachments) Unmount(ctx context.Context, name, user string) error {
 	if err != nil {
 		return err
 	}
-	h, err := a.enter(ctx, v.ID)
+	if a.o.Devices == nil {
+		return nil
+	}
+	bounded, cancel := a.bound(ctx)
+	defer cancel()
+	h, err := a.enter(bounded, v.ID)
 	if err != nil {
 		return err
 	}
 	defer h.leave()
-	if a.o.Devices == nil {
-		return nil
-	}
 	last, err := a.o.Devices.Drop(name, user)
 	if err != nil || !last {
 		return err
 	}
-	if a.used(v.ID).NBD && h.active() != nil {
-		return a.closeDevice(ctx, h, v.ID, false) // the NBD clients keep the attachment
+	if err = a.lastLeft(bounded, h, v.ID); err != nil {
+		// The user is gone and nobody asks again: go on without it, or the
+		// volume stays here, mounted by no one.
+		a.mu.Lock()
+		defer a.mu.Unlock()
+		if a.ctx.Err() == nil {
+			a.wg.Go(func() { a.finishUnmount(v.ID, name) })
+		}
 	}
-	return a.detach(ctx, h, v.ID, false)
+	return err
+}
+
+// finishUnmount ends what an Unmount could not in its time, unless somebody
+// uses the mount again.
+func (a *Attachments) finishUnmount(id holdfast.VolumeID, name string) {
+	for a.ctx.Err() == nil {
+		select {
+		case <-time.After(retryEvery):
+		case <-a.ctx.Done():
+			return
+		}
+		h, err := a.enter(a.ctx, id)
+		if err != nil {
+			return
+		}
+		if len(a.o.Devices.Users(name)) > 0 {
+			h.leave()
+			return
+		}
+		err = a.lastLeft(a.ctx, h, id)
+		h.leave()
+		if err == nil {
+			return
+		}
+		a.o.Logger.Warn("unmount goes on", "volume", name, "err", err)
+	}
 }
 
 // Path returns where a volume is mounted on this node, "" if it is not.

@@ -229,3 +229,70 @@ func TestADeviceGoesOnOnlyIfNobodyElseHeldTheVolume(t *testing.T) {
 		}
 	}
 }
+
+func TestWhatWasWrittenIsNeverFormattedOver(t *testing.T) {
+	reg, n := one(t)
+	v := n.create(t, "raw")
+	if _, err := n.att.Attach(t.Context(), "raw", AttachOptions{NBD: true}); err != nil {
+		t.Fatal(err)
+	}
+	dev, _ := n.att.Device(v.ID)
+	if err := dev.WriteAt(t.Context(), make([]byte, 4096), 32<<20, false); err != nil {
+		t.Fatal(err)
+	}
+	for range 2 { // the second time must not take the first's refusal for a format that was begun
+		if _, err := n.att.Mount(t.Context(), "raw", "a", nil); !errors.Is(err, holdfast.ErrRefused) || !strings.Contains(err.Error(), "without a file system") {
+			t.Fatalf("mount of a volume that was written raw: %v, want refused", err)
+		}
+	}
+	if rec, _ := reg.View().Volume(v.ID); rec.Format != holdfast.FormatNone || rec.Phase != state.PhaseAttached {
+		t.Errorf("format %s, phase %s; want none, and the NBD attachment kept", rec.Format, rec.Phase)
+	}
+
+	n.create(t, "found")
+	n.devices.holds = "an xfs file system"
+	if _, err := n.att.Mount(t.Context(), "found", "a", nil); !errors.Is(err, holdfast.ErrRefused) || !strings.Contains(err.Error(), "xfs") {
+		t.Errorf("mount of a volume that holds something: %v, want refused", err)
+	}
+	for _, call := range n.devices.done() {
+		if strings.HasPrefix(call, "format") {
+			t.Errorf("did %q", call)
+		}
+	}
+
+	n.devices.holds = ""
+	n.create(t, "half")
+	n.devices.fail["format ext4 again=false"] = holdfast.Errorf(holdfast.ErrIO, "mkfs: no")
+	if _, err := n.att.Mount(t.Context(), "half", "a", nil); !errors.Is(err, holdfast.ErrIO) {
+		t.Fatal(err)
+	}
+	if _, err := n.att.Attach(t.Context(), "half", AttachOptions{NBD: true}); !errors.Is(err, holdfast.ErrRefused) {
+		t.Errorf("an NBD export of a volume whose formatting was begun: %v, want refused", err)
+	}
+}
+
+func TestDetachEndsWhatAFailedAttachLeft(t *testing.T) {
+	reg, n := one(t)
+	v := n.create(t, "data")
+	n.devices.fail["open"] = holdfast.Errorf(holdfast.ErrIO, "no loop device")
+	if _, err := n.att.Attach(t.Context(), "data", AttachOptions{NBD: true, Device: true}); !errors.Is(err, holdfast.ErrIO) {
+		t.Fatalf("attach: %v, want the device's error", err)
+	}
+	delete(n.devices.fail, "open")
+	// The export is there already; asking again must not trip over it.
+	if held, err := n.att.Attach(t.Context(), "data", AttachOptions{NBD: true, Device: true}); err != nil || held.URI == "" || held.Device == "" {
+		t.Fatalf("attach again: %+v, %v", held, err)
+	}
+	if err := n.att.Detach(t.Context(), v.ID, false); err != nil {
+		t.Fatal(err)
+	}
+	// Raft gave this process an epoch, and the attach got no further.
+	rec, _ := reg.View().Volume(v.ID)
+	reg.must(t, &state.AttachBegin{Volume: v.ID, Node: n.id, Instance: n.inst, Expect: rec.Epoch, Session: holdfast.NewID[holdfast.SessionID]()})
+	if err := n.att.Detach(t.Context(), v.ID, false); err != nil {
+		t.Fatal(err)
+	}
+	if rec, _ := reg.View().Volume(v.ID); rec.Phase != state.PhaseDetached {
+		t.Errorf("phase %s after detach answered", rec.Phase)
+	}
+}

@@ -62,24 +62,16 @@ func (a *Attachments) tellLiveness(id holdfast.VolumeID, view *state.View) {
 // another node holds by now stays there. Devices that nothing remembers were
 // swept before the first request (New).
 func (a *Attachments) restore(ctx context.Context) {
-	for id, u := range a.left {
-		a.wg.Go(func() { a.restoreOne(ctx, id, u) })
+	for id := range a.left {
+		a.wg.Go(func() { a.restoreOne(ctx, id) })
 	}
 }
 
 // restoreOne keeps trying until the volume is attached, is another's, or ctx
 // ends: its clients wait for it.
-func (a *Attachments) restoreOne(ctx context.Context, id holdfast.VolumeID, u use) {
+func (a *Attachments) restoreOne(ctx context.Context, id holdfast.VolumeID) {
 	for ctx.Err() == nil {
-		view, err := a.o.Cluster.Read(ctx)
-		if err == nil {
-			v, ok := view.Volume(id)
-			if !ok || v.Deleted || v.Phase == state.PhaseDetached || v.Holder.Node != a.o.Node {
-				a.giveUp(ctx, id)
-				return
-			}
-			_, err = a.Attach(ctx, id.String(), AttachOptions{NBD: u.NBD, Device: u.Device})
-		}
+		err := a.restoreNow(ctx, id)
 		if err == nil {
 			return
 		}
@@ -91,24 +83,27 @@ func (a *Attachments) restoreOne(ctx context.Context, id holdfast.VolumeID, u us
 	}
 }
 
-// giveUp forgets a volume that another node took while this one was away; its
-// device here, if any, ends with errors.
-func (a *Attachments) giveUp(ctx context.Context, id holdfast.VolumeID) {
+// restoreNow decides under the volume's turn, so that no request of a user
+// comes between what it reads and what it does.
+func (a *Attachments) restoreNow(ctx context.Context, id holdfast.VolumeID) error {
 	h, err := a.enter(ctx, id)
 	if err != nil {
-		return
+		return err
 	}
 	defer h.leave()
-	if h.active() != nil {
-		return // a user attached it here meanwhile
+	u := a.used(id)
+	if h.active() != nil || !u.NBD && !u.Device {
+		return nil // a user attached or detached it meanwhile
 	}
-	a.o.Logger.Warn("a volume that was attached here has been taken over or detached", "volume", id)
-	if a.o.Devices != nil {
-		if err := a.o.Devices.Abort(ctx, id); err != nil {
-			a.o.Logger.Warn("abort its device", "volume", id, "err", err)
-		}
+	view, err := a.o.Cluster.Read(ctx)
+	if err != nil {
+		return err
 	}
-	if err := a.remember(id, func(u *use) { *u = use{} }); err != nil {
-		a.o.Logger.Warn("forget it", "volume", id, "err", err)
+	v, ok := view.Volume(id)
+	if !ok || v.Deleted || v.Phase == state.PhaseDetached || v.Holder.Node != a.o.Node {
+		a.o.Logger.Warn("a volume that was attached here has been taken over or detached", "volume", id)
+		return a.forget(ctx, id)
 	}
+	_, err = a.attach(ctx, h, id, AttachOptions{NBD: u.NBD, Device: u.Device})
+	return err
 }

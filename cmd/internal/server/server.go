@@ -226,6 +226,9 @@ func differs(v *state.Volume, given holdfast.VolumeOptions) string {
 
 // RemoveVolume implements apipb.HoldfastServer.
 func (s *Server) RemoveVolume(ctx context.Context, req *apipb.VolumeRequest) (*apipb.RemoveVolumeResponse, error) {
+	if _, err := s.o.Cluster.Read(ctx); err != nil { // the name may be another volume's by now
+		return nil, err
+	}
 	v, err := s.o.Attachments.Find(ctx, req.Name)
 	if err != nil {
 		return nil, err
@@ -264,6 +267,9 @@ const minAttachWait = 10 * time.Second
 
 // DetachVolume implements apipb.HoldfastServer.
 func (s *Server) DetachVolume(ctx context.Context, req *apipb.DetachVolumeRequest) (*apipb.DetachVolumeResponse, error) {
+	if _, err := s.o.Cluster.Read(ctx); err != nil { // the local view may not yet show an attach
+		return nil, err
+	}
 	v, err := s.o.Attachments.Find(ctx, req.Name)
 	if err != nil {
 		return nil, err
