@@ -33,6 +33,8 @@ type Core struct {
 	durable    bool         // writes complete only when durable
 	waiting    queue[Write] // taken, not yet sequenced: the window is full
 	waits      queue[wait]  // flushes and durable writes, by rising target
+	below      below
+	safe       holdfast.Seq // commit as of the last moment with min_copies in sync
 	flushWant  holdfast.Seq // every ackset member is to be durable up to here
 	dirtySince time.Duration
 	flushedAt  int64 // bytes sequenced when the last flush was asked for
@@ -209,6 +211,11 @@ func (c *Core) Step(now time.Duration, ev Event) []Action {
 		c.onProposed(e)
 	case Meta:
 		c.onMeta(e)
+	case Policy:
+		c.opt.MinCopies, c.opt.FailHeldAfter = e.MinCopies, e.FailHeldAfter
+		if c.phase == PhaseActive || c.phase == PhaseDetaching {
+			c.lookBelow()
+		}
 	case Detach:
 		c.detaching = true
 	case Stop:
@@ -301,18 +308,13 @@ func (c *Core) end(reason EndReason, err error) {
 		opErr = holdfast.Errorf(holdfast.ErrUnavailable, "the attachment has ended")
 	}
 	for s := c.acked + 1; s <= c.win.last; s++ {
-		c.do(CompleteWrite{ID: c.win.at(s).id, Err: opErr})
+		c.answer(c.win.at(s), opErr)
 	}
 	for c.waiting.len() > 0 {
 		c.do(CompleteWrite{ID: c.waiting.pop().ID, Err: opErr})
 	}
 	for c.waits.len() > 0 {
-		w := c.waits.pop()
-		if w.write {
-			c.do(CompleteWrite{ID: w.id, Err: opErr})
-		} else {
-			c.do(CompleteFlush{ID: w.id, Err: opErr})
-		}
+		c.finish(c.waits.pop(), opErr)
 	}
 	for _, r := range c.reads {
 		c.do(CompleteRead{ID: r.id, Err: opErr})

@@ -56,28 +56,29 @@ func (c *Core) complete() {
 	if !any {
 		return
 	}
+	if c.below.is {
+		acked = c.acked
+	}
 	for c.acked < acked {
 		c.acked++
 		e := c.win.at(c.acked)
+		if e.answered {
+			continue
+		}
 		if c.durable || e.fua {
 			c.waits.push(wait{id: e.id, target: c.acked, write: true, since: c.now})
 			c.wantFlush(c.acked)
 			continue
 		}
-		c.do(CompleteWrite{ID: e.id})
+		c.answer(e, nil)
 	}
 	c.raiseCommit()
-	durable := c.commit
+	durable := c.flushable()
 	if loseAcked && c.favourite() != nil {
 		durable = max(durable, c.favourite().dur)
 	}
 	for c.waits.len() > 0 && c.waits.front().target <= durable {
-		w := c.waits.pop()
-		if w.write {
-			c.do(CompleteWrite{ID: w.id})
-		} else {
-			c.do(CompleteFlush{ID: w.id})
-		}
+		c.finish(c.waits.pop(), nil)
 	}
 }
 

@@ -53,6 +53,9 @@ func goneText(m *member) string {
 }
 
 func (c *Core) explainData(add func(time.Duration, string, ...any)) {
+	if c.below.is {
+		add(c.below.since, "%d in-sync copies (%d now): writes are held", c.opt.MinCopies, c.inSyncCount())
+	}
 	for _, m := range c.members {
 		if m.inAckset && c.acked < c.win.last && m.tail <= c.acked {
 			since := c.now

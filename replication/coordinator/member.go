@@ -292,6 +292,7 @@ func (c *Core) onTick() {
 		c.watch(m)
 	}
 	c.readsOverdue()
+	c.failHeld()
 }
 
 // watch suspects and evicts (R2: by raft first).
@@ -366,6 +367,7 @@ func (c *Core) dropFromAckset(m *member) {
 	}
 	c.notice(NoticeEvicted, m, true, "no longer in sync; isr version %d", c.isrVersion)
 	c.setAckMode()
+	c.lookBelow()
 }
 
 // setAckMode: when the in-sync members of a replicated volume are down to one

@@ -356,7 +356,7 @@ func (a *Attachments) attachmentOptions(v *state.Volume, before *state.Volume) a
 	o := attachment.Options{
 		Cluster: a.o.ID, Node: a.o.Node, Instance: a.o.Instance, Level: a.o.Cluster.View().Cluster().Level,
 		Volume: v.ID, Lineage: v.Lineage, Size: v.Size, SegmentSize: v.Options.SegmentSize,
-		Copies: v.Options.Replicas, Ack: v.Options.AckMode,
+		Copies: v.Options.Replicas, Ack: v.Options.AckMode, Policy: policy(v),
 		Epoch: v.Epoch, Session: v.Session, Detached: before.Phase == state.PhaseDetached,
 		Meta: meta{a.o.Cluster}, Dial: a.dial, Gone: a.o.Cluster.Gone, Local: a.o.Serve, Memory: a.memory,
 		Logger: a.o.Logger.With("name", v.Name),
@@ -372,6 +372,11 @@ func (a *Attachments) attachmentOptions(v *state.Volume, before *state.Volume) a
 		o.Segments = append(o.Segments, seg)
 	}
 	return o
+}
+
+// policy is what the volume's options say of missing copies.
+func policy(v *state.Volume) attachment.Policy {
+	return attachment.Policy{MinCopies: v.Options.MinCopies}
 }
 
 // replicas translates raft's list; a copy whose disk raft does not know has no
