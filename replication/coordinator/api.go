@@ -88,6 +88,8 @@ type Limits struct {
 	WindowBytes   int64         // replay window; 64 MiB
 	WindowOps     int           // operations in it; 16384
 	RetryRaft     time.Duration // between asks of raft; 500 ms
+	SlowWindow    time.Duration // over which members' medians are compared; 30 s
+	SlowSamples   int           // without so many in a window a member is not judged; 20
 }
 
 // An Event is something that happened. Step consumes one at a time, with the
@@ -520,6 +522,7 @@ const (
 	NoticeDurable    NoticeKind = "ack-durable"
 	NoticeReceived   NoticeKind = "ack-received"
 	NoticeStall      NoticeKind = "stall"
+	NoticeSlow       NoticeKind = "slow"
 	NoticeHold       NoticeKind = "hold"
 	NoticeRelease    NoticeKind = "release"
 )

@@ -34,8 +34,9 @@ type Core struct {
 	waiting    queue[Write] // taken, not yet sequenced: the window is full
 	waits      queue[wait]  // flushes and durable writes, by rising target
 	below      below
-	safe       holdfast.Seq // commit as of the last moment with min_copies in sync
-	flushWant  holdfast.Seq // every ackset member is to be durable up to here
+	paceFrom   time.Duration // begin of the present window of paces
+	safe       holdfast.Seq  // commit as of the last moment with min_copies in sync
+	flushWant  holdfast.Seq  // every ackset member is to be durable up to here
 	dirtySince time.Duration
 	flushedAt  int64 // bytes sequenced when the last flush was asked for
 	written    int64 // bytes sequenced
@@ -86,7 +87,7 @@ type refusal struct {
 func New(o Options) *Core {
 	c := &Core{
 		opt: o, lim: o.Limits.withDefaults(), now: o.Now,
-		phase: PhaseFencing, phaseSince: o.Now, attachAt: o.Now, lastTick: o.Now,
+		phase: PhaseFencing, phaseSince: o.Now, attachAt: o.Now, lastTick: o.Now, paceFrom: o.Now,
 		history:    append([]Start(nil), o.History...),
 		isrVersion: o.ISRVersion,
 	}
@@ -115,6 +116,10 @@ func (l Limits) withDefaults() Limits {
 	def(&l.ExtendWait, 10*time.Second)
 	def(&l.FlushEvery, 100*time.Millisecond)
 	def(&l.RetryRaft, 500*time.Millisecond)
+	def(&l.SlowWindow, 30*time.Second)
+	if l.SlowSamples == 0 {
+		l.SlowSamples = 20
+	}
 	if l.FlushBytes == 0 {
 		l.FlushBytes = 16 << 20
 	}

@@ -304,6 +304,9 @@ func (h *history) create(pos []string, kv map[string]string) []string {
 			o.Gone = append(o.Gone, nod(v))
 		case "ack":
 			o.Ack = holdfast.AckMode(v)
+		case "slow-window":
+			o.Limits.SlowWindow = time.Duration(h.num(v)) * time.Millisecond
+			o.Limits.SlowSamples = 1
 		case "min":
 			o.MinCopies = int(h.num(v))
 		case "fail-after":
