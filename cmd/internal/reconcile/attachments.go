@@ -376,7 +376,7 @@ func (a *Attachments) attachmentOptions(v *state.Volume, before *state.Volume) a
 
 // policy is what the volume's options say of missing copies.
 func policy(v *state.Volume) attachment.Policy {
-	return attachment.Policy{MinCopies: v.Options.MinCopies}
+	return attachment.Policy{MinCopies: v.Options.MinCopies, FailHeldAfter: time.Duration(v.Options.FailHeldAfter) * time.Second}
 }
 
 // replicas translates raft's list; a copy whose disk raft does not know has no
