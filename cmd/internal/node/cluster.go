@@ -65,7 +65,13 @@ func (c *cluster) hears() bool {
 }
 
 func (c *cluster) Gone(node holdfast.NodeID) bool {
-	return node != c.self && c.hears() && c.peer.Alive(node).Gone
+	if node == c.self {
+		return false
+	}
+	if c.hears() {
+		return c.peer.Alive(node).Gone
+	}
+	return c.peer.SaidGone(node)
 }
 
 // listenFor is how long a living process may be silent while we listen: a

@@ -572,6 +572,7 @@ type HeartbeatReply struct {
 	Node          []byte                 `protobuf:"bytes,1,opt,name=node,proto3" json:"node,omitempty"`
 	Instance      []byte                 `protobuf:"bytes,2,opt,name=instance,proto3" json:"instance,omitempty"`
 	Failure       *Failure               `protobuf:"bytes,3,opt,name=failure,proto3" json:"failure,omitempty"`
+	Gone          [][]byte               `protobuf:"bytes,4,rep,name=gone,proto3" json:"gone,omitempty"` // the nodes that the answering voter's record calls gone
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -623,6 +624,13 @@ func (x *HeartbeatReply) GetInstance() []byte {
 func (x *HeartbeatReply) GetFailure() *Failure {
 	if x != nil {
 		return x.Failure
+	}
+	return nil
+}
+
+func (x *HeartbeatReply) GetGone() [][]byte {
+	if x != nil {
+		return x.Gone
 	}
 	return nil
 }
@@ -791,11 +799,12 @@ const file_peer_proto_rawDesc = "" +
 	"apiAddress\x12!\n" +
 	"\fdata_address\x18\x05 \x01(\tR\vdataAddress\x12!\n" +
 	"\fraft_address\x18\x06 \x01(\tR\vraftAddress\x12\x18\n" +
-	"\aapplied\x18\a \x01(\x04R\aapplied\"u\n" +
+	"\aapplied\x18\a \x01(\x04R\aapplied\"\x89\x01\n" +
 	"\x0eHeartbeatReply\x12\x12\n" +
 	"\x04node\x18\x01 \x01(\fR\x04node\x12\x1a\n" +
 	"\binstance\x18\x02 \x01(\fR\binstance\x123\n" +
-	"\afailure\x18\x03 \x01(\v2\x19.holdfast.peer.v1.FailureR\afailure\"R\n" +
+	"\afailure\x18\x03 \x01(\v2\x19.holdfast.peer.v1.FailureR\afailure\x12\x12\n" +
+	"\x04gone\x18\x04 \x03(\fR\x04gone\"R\n" +
 	"\fWatchRequest\x12\x18\n" +
 	"\acluster\x18\x01 \x01(\fR\acluster\x12\x12\n" +
 	"\x04from\x18\x02 \x01(\fR\x04from\x12\x14\n" +
