@@ -5,7 +5,11 @@ import (
 	"testing"
 	"time"
 
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials/insecure"
+
 	"github.com/holdfast-storage/holdfast"
+	"github.com/holdfast-storage/holdfast/raftstore/peer/peerpb"
 	"github.com/holdfast-storage/holdfast/raftstore/state"
 )
 
@@ -105,4 +109,62 @@ func TestWhoHearsNothingIsTold(t *testing.T) {
 	}
 	victim.start(t)
 	until(false)
+}
+
+// TestListen asks from a voter and from a node that hears nothing: a living process
+// is heard, its predecessor and a dead one are gone; and who is no leader says so.
+func TestListen(t *testing.T) {
+	hosts := cluster(t, 4)
+	l := leader(t, hosts)
+	victim := others(hosts, l)[0]
+	var deaf *host
+	for _, h := range hosts {
+		if self, _ := h.View().Node(h.store.Node()); self.Kind != state.MemberVoter {
+			deaf = h
+		}
+	}
+	if victim == deaf {
+		victim = others(hosts, l)[1]
+	}
+	want := func(h *host, holder state.Holder, alive, gone bool) {
+		t.Helper()
+		a, g, err := h.Listen(within(t), holder)
+		if err != nil || a != alive || g != gone {
+			t.Errorf("%s listens: got alive %v, gone %v, %v, want %v, %v", h.name, a, g, err, alive, gone)
+		}
+	}
+	first := state.Holder{Node: victim.store.Node(), Instance: victim.Self().Instance}
+	for _, h := range []*host{l, deaf} {
+		want(h, first, true, false)
+	}
+	victim.kill()
+	want(deaf, first, false, false) // silent for a moment: nobody knows
+	ctx := within(t)
+	for gone := false; !gone; {
+		var err error
+		if _, gone, err = deaf.Listen(ctx, first); err != nil {
+			t.Fatal(err)
+		}
+	}
+	want(l, first, false, true)
+	victim.start(t)
+	if err := victim.Announce(within(t), victim.Self()); err != nil {
+		t.Fatal(err)
+	}
+	second := state.Holder{Node: victim.store.Node(), Instance: victim.Self().Instance}
+	for _, h := range []*host{l, deaf} {
+		want(h, second, true, false)
+		want(h, first, false, true)
+	}
+
+	conn, err := grpc.NewClient("passthrough:///"+deaf.api, grpc.WithTransportCredentials(insecure.NewCredentials()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	own, self := l.store.Cluster(), l.store.Node()
+	r, err := peerpb.NewPeerClient(conn).Listen(within(t), &peerpb.ListenRequest{Cluster: own[:], From: self[:], Node: first.Node[:], Instance: first.Instance[:]})
+	if err != nil || r.GetRedirect() == nil {
+		t.Errorf("a node that does not lead: got %v, %v, want a redirect", r, err)
+	}
 }
