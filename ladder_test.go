@@ -56,6 +56,7 @@ var ladder = map[string]int{
 	"cmd/holdfast":            9,
 	"cmd/demo":                9,
 	"cmd/bench":               9,
+	"cmd/chaos":               9,
 	"cmd/e2e":                 9,
 	"raftstore/peer/peerpb":   3,
 }

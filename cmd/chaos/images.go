@@ -1,0 +1,69 @@
+package main
+
+import (
+	"context"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"os"
+
+	"github.com/holdfast-storage/holdfast"
+	"github.com/holdfast-storage/holdfast/blockdev/disk"
+	"github.com/holdfast-storage/holdfast/blockdev/vfs"
+	"github.com/holdfast-storage/holdfast/cmd/internal/history"
+)
+
+// imageOf names a copy of the node's disk image; its log is in a directory
+// beside it.
+func (n *node) imageOf(kind string) string {
+	if kind == "" {
+		return n.image()
+	}
+	return n.image() + "." + kind
+}
+
+// copyImage copies the disk of a node that is down.
+func (n *node) copyImage(ctx context.Context, kind string) error {
+	if err := n.removeImage(kind); err != nil {
+		return err
+	}
+	for _, end := range []string{"", ".wal"} {
+		if _, err := command(ctx, nil, "cp", "-r", "--sparse=always", n.image()+end, n.imageOf(kind)+end); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (n *node) moveImage(from, to string) error {
+	return errors.Join(os.Rename(n.imageOf(from), n.imageOf(to)), os.Rename(n.imageOf(from)+".wal", n.imageOf(to)+".wal"))
+}
+
+func (n *node) removeImage(kind string) error {
+	return errors.Join(os.RemoveAll(n.imageOf(kind)), os.RemoveAll(n.imageOf(kind)+".wal"))
+}
+
+// readCopy reads the one replica on the disk of a node that has ended, and gives
+// each block to see.
+func readCopy(ctx context.Context, n *node, see func(block int64, p []byte)) (history.Copy, error) {
+	d, err := disk.Open(ctx, vfs.OS{}, n.image(), disk.Options{})
+	if err != nil {
+		return history.Copy{}, fmt.Errorf("open the disk of %s: %w", n.name, err)
+	}
+	defer d.Close()
+	replicas := d.Replicas()
+	if len(replicas) != 1 {
+		return history.Copy{}, holdfast.Errorf(holdfast.ErrIntegrity, "%d replicas on the disk of %s, want 1", len(replicas), n.name)
+	}
+	st := replicas[0].Status()
+	c := history.Copy{Node: n.name, Tail: uint64(st.Tail)}
+	p := make([]byte, holdfast.BlockSize)
+	for block := range st.Size / holdfast.BlockSize {
+		if err := replicas[0].ReadAt(p, block*holdfast.BlockSize); err != nil {
+			return history.Copy{}, fmt.Errorf("read block %d on the disk of %s: %w", block, n.name, err)
+		}
+		c.Sums = append(c.Sums, sha256.Sum256(p))
+		see(block, p)
+	}
+	return c, nil
+}
