@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"os"
+	"path/filepath"
 	"sync"
 	"time"
 
@@ -34,6 +36,7 @@ const (
 type director struct {
 	seed  uint64
 	kinds []fault // that may come
+	power bool    // nodes have disks whose power can be cut
 	nodes []*node
 	net   *network
 	load  *load
@@ -76,6 +79,16 @@ func (d *director) form(ctx context.Context) error {
 	for i, n := range d.nodes {
 		if err := d.net.add(ctx, n.number); err != nil {
 			return err
+		}
+		if err := os.MkdirAll(n.medium(), 0o700); err != nil {
+			return err
+		}
+		if d.power {
+			s, err := newSupply(ctx, n.medium(), filepath.Join(n.dir, "boot_id"))
+			if err != nil {
+				return fmt.Errorf("a disk whose power can be cut: %w", err)
+			}
+			n.supply = s
 		}
 		if err := n.start(); err != nil {
 			return err
@@ -308,20 +321,7 @@ func (d *director) kill(n *node) {
 
 // restart starts a node that was killed, and sees it open its disk again.
 func (d *director) restart(ctx context.Context, n *node) error {
-	mark := n.log.count()
-	if err := n.start(); err != nil {
-		return err
-	}
-	d.step("%s started", n.name)
-	return d.until(ctx, healLimit, n.name+" runs again", func() bool {
-		for _, e := range n.log.since(mark) {
-			if e.Msg == "node runs" {
-				d.seen("%s died and recovered its disk", n.name)
-				return true
-			}
-		}
-		return false
-	})
+	return d.startAll(ctx, n)
 }
 
 // killFor kills nodes and starts them again after a time.
@@ -330,12 +330,43 @@ func (d *director) killFor(ctx context.Context, down time.Duration, victims ...*
 		d.kill(n)
 	}
 	d.wait(ctx, down)
+	return d.startAll(ctx, victims...)
+}
+
+// powerFor cuts the power of nodes for a time.
+func (d *director) powerFor(ctx context.Context, rng *rand.Rand, dark time.Duration, victims ...*node) error {
+	if err := powerOff(victims...); err != nil {
+		return err
+	}
+	for _, n := range victims {
+		d.step("%s has no power", n.name)
+	}
+	d.wait(ctx, dark)
+	return d.powerUp(ctx, rng, victims...)
+}
+
+// powerUp gives nodes power again and starts them.
+func (d *director) powerUp(ctx context.Context, rng *rand.Rand, victims ...*node) error {
+	for _, n := range victims {
+		unsynced, lost, err := n.powerOn(ctx, rng)
+		if err != nil {
+			return fmt.Errorf("power for %s: %w", n.name, err)
+		}
+		if lost > 0 {
+			d.seen("%s lost %d of %d unsynced pages", n.name, lost, unsynced)
+		}
+	}
+	return d.startAll(ctx, victims...)
+}
+
+// startAll starts nodes that are down, and sees them open their disks again.
+func (d *director) startAll(ctx context.Context, victims ...*node) error {
 	errs := make([]error, len(victims))
 	marks := make([]int, len(victims))
 	for i, n := range victims { // all first: one alone may wait for the others
 		marks[i] = n.log.count()
 		errs[i] = n.start()
-		d.step("%s started after %.1f s", n.name, down.Seconds())
+		d.step("%s started", n.name)
 	}
 	if err := errors.Join(errs...); err != nil {
 		return err

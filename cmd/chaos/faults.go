@@ -17,32 +17,38 @@ import (
 type fault struct {
 	name string
 	make func(ctx context.Context, d *director, rng *rand.Rand) error
+	// power: it needs nodes whose power can be cut.
+	power bool
 }
 
 // faults are all kinds. A schedule is a row of decks, each with every kind once.
 var faults = []fault{
-	{"kill a replica, back at once", killReplicaShortly},
-	{"kill a replica, back late", killReplica},
-	{"kill the holder, back at once", killHolderShortly},
-	{"kill the holder, attach elsewhere", killHolder},
-	{"kill the raft leader", killLeader},
-	{"kill all nodes", killAll},
-	{"stop a replica (SIGSTOP)", pauseReplica},
-	{"stop the holder (SIGSTOP), attach elsewhere", pauseHolder},
-	{"partition of a replica", partitionReplica},
-	{"partition of the holder, attach elsewhere", partitionHolder},
-	{"one-way partition of a replica", oneWayReplica},
-	{"one-way partition of the holder", oneWayHolder},
-	{"partition between holder and one replica", partitionPair},
-	{"raft and heartbeats cut from a replica", raftOnly},
-	{"replication cut from a replica", dataOnly},
-	{"no raft quorum, replication whole", noQuorum},
-	{"quorum of nodes killed", killQuorum},
-	{"forced attach elsewhere", forcedAttach},
-	{"detach and attach elsewhere", move},
-	{"disk image rolled back", rollback},
-	{"disk image cloned", clone},
-	{"a replica stopped while the holder is killed", pauseAndKill},
+	{"kill a replica, back at once", killReplicaShortly, false},
+	{"kill a replica, back late", killReplica, false},
+	{"kill the holder, back at once", killHolderShortly, false},
+	{"kill the holder, attach elsewhere", killHolder, false},
+	{"kill the raft leader", killLeader, false},
+	{"kill all nodes", killAll, false},
+	{"stop a replica (SIGSTOP)", pauseReplica, false},
+	{"stop the holder (SIGSTOP), attach elsewhere", pauseHolder, false},
+	{"partition of a replica", partitionReplica, false},
+	{"partition of the holder, attach elsewhere", partitionHolder, false},
+	{"one-way partition of a replica", oneWayReplica, false},
+	{"one-way partition of the holder", oneWayHolder, false},
+	{"partition between holder and one replica", partitionPair, false},
+	{"raft and heartbeats cut from a replica", raftOnly, false},
+	{"replication cut from a replica", dataOnly, false},
+	{"no raft quorum, replication whole", noQuorum, false},
+	{"quorum of nodes killed", killQuorum, false},
+	{"forced attach elsewhere", forcedAttach, false},
+	{"detach and attach elsewhere", move, false},
+	{"disk image rolled back", rollback, false},
+	{"disk image cloned", clone, false},
+	{"a replica stopped while the holder is killed", pauseAndKill, false},
+	{"a replica loses power", powerReplica, true},
+	{"the holder loses power, attach elsewhere", powerHolder, true},
+	{"all nodes lose power", powerAll, true},
+	{"all nodes lose power but one that is killed", powerAllButOne, true},
 }
 
 // Times of faults. A member is suspected at 2 s and evicted at 5 s; a holder is
@@ -229,6 +235,48 @@ func move(ctx context.Context, d *director, rng *rand.Rand) error {
 	return d.takeover(ctx, next, false)
 }
 
+func powerReplica(ctx context.Context, d *director, rng *rand.Rand) error {
+	return d.powerFor(ctx, rng, between(rng, 0, 8*time.Second), d.replica(rng))
+}
+
+func powerHolder(ctx context.Context, d *director, rng *rand.Rand) error {
+	h, next := d.holder(), d.replica(rng)
+	if err := powerOff(h); err != nil {
+		return err
+	}
+	d.step("%s has no power", h.name)
+	err := d.takeover(ctx, next, false)
+	return errors.Join(err, d.powerUp(ctx, rng, h))
+}
+
+// powerAll is the one fault after which acknowledged writes may be lost: those
+// that were not flushed.
+func powerAll(ctx context.Context, d *director, rng *rand.Rand) error {
+	d.watch.allLostPower()
+	return d.powerFor(ctx, rng, between(rng, 0, 2*time.Second), d.nodes...)
+}
+
+// powerAllButOne leaves one in-sync replica its memory: nothing may be lost.
+func powerAllButOne(ctx context.Context, d *director, rng *rand.Rand) error {
+	lucky := d.replica(rng)
+	var dark []*node
+	for _, n := range d.nodes {
+		if n != lucky {
+			dark = append(dark, n)
+		}
+	}
+	if err := powerOff(dark...); err != nil {
+		return err
+	}
+	d.step("all but %s have no power", lucky.name)
+	d.kill(lucky)
+	if err := lucky.start(); err != nil {
+		return err
+	}
+	d.wait(ctx, between(rng, 0, 2*time.Second))
+	return d.powerUp(ctx, rng, dark...)
+}
+
 // rollback puts an old image under a node: raft must refuse the disk. Then the
 // true one comes back.
 func rollback(ctx context.Context, d *director, rng *rand.Rand) error {
@@ -310,5 +358,5 @@ func clone(ctx context.Context, d *director, rng *rand.Rand) error {
 		return holdfast.Errorf(holdfast.ErrInternal, "%s with a copy of the disk of %s ended with %d, want %d: %s", thief.name, n.name, code, exitRefused, said)
 	}
 	d.seen("%s refused the clone of %s", thief.name, n.name)
-	return errors.Join(n.removeImage("clone"), d.restart(ctx, thief))
+	return errors.Join(n.removeImage("clone"), n.syncMedium(), d.restart(ctx, thief))
 }

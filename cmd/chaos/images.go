@@ -32,11 +32,20 @@ func (n *node) copyImage(ctx context.Context, kind string) error {
 			return err
 		}
 	}
-	return nil
+	return n.syncMedium()
 }
 
 func (n *node) moveImage(from, to string) error {
-	return errors.Join(os.Rename(n.imageOf(from), n.imageOf(to)), os.Rename(n.imageOf(from)+".wal", n.imageOf(to)+".wal"))
+	return errors.Join(os.Rename(n.imageOf(from), n.imageOf(to)), os.Rename(n.imageOf(from)+".wal", n.imageOf(to)+".wal"), n.syncMedium())
+}
+
+// syncMedium: what is done to images between two lives of the node is not to be
+// lost with the power of a later fault.
+func (n *node) syncMedium() error {
+	if n.supply == nil {
+		return nil
+	}
+	return n.supply.sync()
 }
 
 func (n *node) removeImage(kind string) error {

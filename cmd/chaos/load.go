@@ -91,8 +91,9 @@ func (l *load) wants(epoch uint64) bool {
 
 // begin starts clients on an attachment, one call at a time. Confirm is asked
 // once they are connected: only if it says that the attachment is that epoch's
-// still are their connections of that epoch. The attachment began after since.
-func (l *load) begin(epoch uint64, n *node, uri string, since history.Time, confirm func() bool) error {
+// still are their connections of that epoch.
+func (l *load) begin(about history.Session, n *node, uri string, confirm func() bool) error {
+	epoch := about.Epoch
 	if !l.wants(epoch) {
 		return nil
 	}
@@ -117,7 +118,8 @@ func (l *load) begin(epoch uint64, n *node, uri string, since history.Time, conf
 	s := l.latest()
 	if s == nil || s.epoch < epoch {
 		s = &session{epoch: epoch, node: n, quit: make(chan struct{}), conns: map[*nbdClient]bool{}}
-		l.rec.addSession(history.Session{Epoch: epoch, Node: n.name, Begin: since, Ready: l.rec.clock.now()})
+		about.Ready = l.rec.clock.now()
+		l.rec.addSession(about)
 		l.add(s)
 	}
 	for _, c := range conns {

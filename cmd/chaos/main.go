@@ -38,13 +38,14 @@ type options struct {
 	seed    uint64
 	keep    bool
 	only    string
+	power   bool
 }
 
 // kinds are the faults that may come.
 func (o options) kinds() []fault {
 	var list []fault
 	for _, f := range faults {
-		if strings.Contains(f.name, o.only) {
+		if strings.Contains(f.name, o.only) && (o.power || !f.power) {
 			list = append(list, f)
 		}
 	}
@@ -59,6 +60,7 @@ func main() {
 	flag.Uint64Var(&o.seed, "seed", 1, "what the schedule is drawn from")
 	flag.BoolVar(&o.keep, "keep", false, "keep logs and disks although all went well")
 	flag.StringVar(&o.only, "only", "", "only the faults whose name contains this")
+	flag.BoolVar(&o.power, "power", true, "put the nodes on disks whose power can be cut (FUSE and loop devices)")
 	flag.Parse()
 	if o.nodes < 3 || o.nodes > 5 || o.minutes <= 0 || flag.NArg() > 0 {
 		fmt.Fprintln(os.Stderr, "chaos: 3 to 5 nodes, more than no minutes, no arguments")
@@ -134,7 +136,7 @@ func newRun(ctx context.Context, o options, out io.Writer) (*chaos, error) {
 		return nil, errors.Join(err, os.RemoveAll(dir))
 	}
 	rec := &record{clock: newClock()}
-	d := &director{seed: o.seed, kinds: o.kinds(), net: net, say: r.say}
+	d := &director{seed: o.seed, kinds: o.kinds(), power: o.power, net: net, say: r.say}
 	d.load = &load{rec: rec, seed: o.seed, found: d.found}
 	for i := range o.nodes {
 		name := fmt.Sprintf("n%d", i+1)
@@ -167,6 +169,11 @@ func (r *chaos) all(ctx context.Context) error {
 	var background sync.WaitGroup
 	defer background.Wait()
 	defer stop()
+	if r.power {
+		if err := shareMounts(r.dir); err != nil {
+			return err
+		}
+	}
 	if err := r.form(ctx); err != nil {
 		return fmt.Errorf("form the cluster: %w", err)
 	}
@@ -310,6 +317,16 @@ func (r *chaos) explain(ctx context.Context) {
 func (r *chaos) close() {
 	for _, n := range r.nodes {
 		n.kill()
+		if n.supply != nil {
+			if err := n.supply.disconnect(); err != nil {
+				r.say("%v", err)
+			}
+		}
+	}
+	if r.power {
+		if err := unshareMounts(r.dir); err != nil {
+			r.say("%v", err)
+		}
 	}
 	r.net.close(context.Background()) // also after an interrupt
 }

@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net/url"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -34,12 +35,13 @@ const callLimit = 2 * time.Second
 // methods belong to the director, but for those that say otherwise.
 type node struct {
 	name    string
-	number  int // from 1
-	dir     string
+	number  int    // from 1
+	dir     string // of its log and its sockets
 	program string
 	net     *network
 	join    string // address of the first node, empty for the first
 	log     *eventLog
+	supply  *supply // nil: its files are on this machine's own disk
 
 	mu     sync.Mutex
 	cmd    *exec.Cmd // nil: it is down
@@ -47,8 +49,10 @@ type node struct {
 	paused bool
 }
 
-func (n *node) dataDir() string { return filepath.Join(n.dir, "d") }
-func (n *node) image() string   { return filepath.Join(n.dir, "disk.img") }
+// medium is where what must survive is.
+func (n *node) medium() string  { return filepath.Join(n.dir, "m") }
+func (n *node) dataDir() string { return filepath.Join(n.medium(), "d") }
+func (n *node) image() string   { return filepath.Join(n.medium(), "disk.img") }
 func (n *node) logPath() string { return filepath.Join(n.dir, "log") }
 func (n *node) socket() string  { return filepath.Join(n.dataDir(), "control.sock") }
 
@@ -59,11 +63,17 @@ func (n *node) start(more ...string) error {
 		return err
 	}
 	defer log.Close()
-	args := []string{"--net=" + n.net.path(n.net.host(n.number)), n.program, "serve",
+	args := []string{"--net=" + n.net.path(n.net.host(n.number))}
+	if n.supply != nil {
+		// With a boot id of its own, seen by nobody else. What is unmounted
+		// outside goes inside too: another node's disk must not live on there.
+		args = append(args, "unshare", "--mount", "--propagation", "slave", "sh", "-c", `mount --bind "$0" /proc/sys/kernel/random/boot_id && exec "$@"`, n.supply.boot)
+	}
+	args = append(args, n.program, "serve",
 		"--name", n.name, "--data-dir", n.dataDir(), "--run-dir", filepath.Join(n.dir, "r"),
 		"--address", fmt.Sprintf("%s:%d", n.net.address(n.number), portAPI), "--insecure",
 		"--plugin-socket", "", "--docker-socket", "", "--ballast", "16M",
-		"--disk", n.image() + ",size=" + diskSize + ",wal=" + walSize}
+		"--disk", n.image()+",size="+diskSize+",wal="+walSize)
 	if n.join == "" {
 		args = append(args, "--bootstrap")
 	} else {
@@ -120,6 +130,20 @@ func (n *node) kill() {
 	n.mu.Lock()
 	n.cmd = nil
 	n.mu.Unlock()
+}
+
+// condemn sends SIGKILL and does not wait: a process that waits for its disk dies
+// when the disk answers, and does nothing more.
+func (n *node) condemn() error {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.cmd == nil {
+		return nil
+	}
+	if err := n.cmd.Process.Kill(); err != nil && !errors.Is(err, os.ErrProcessDone) {
+		return fmt.Errorf("kill %s: %w", n.name, err)
+	}
+	return nil
 }
 
 // exit waits for a daemon that is to end by itself, and returns its exit code.
@@ -197,6 +221,14 @@ func (n *node) inspect(ctx context.Context) (v *apipb.Volume, err error) {
 		return err
 	})
 	return v, err
+}
+
+// holds reports whether an answer says that the volume is exported here. A holder
+// that has lost the volume to this node may be asked in its stead, and then still
+// names its own socket.
+func (n *node) holds(v *apipb.Volume) bool {
+	u, err := url.Parse(v.Uri)
+	return err == nil && v.Node == n.name && u.Query().Get("socket") == filepath.Join(n.dataDir(), "nbd.sock")
 }
 
 // status asks for the cluster. May be called by anyone.

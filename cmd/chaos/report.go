@@ -5,12 +5,19 @@ import (
 	"os"
 )
 
+// fullLogs is of how many violations the whole history is printed: one fault
+// breaks many blocks at once.
+const fullLogs = 2
+
 // print writes what the run came to, and reports whether a promise was broken.
 func (r *chaos) print(failure error) bool {
 	h := &r.load.rec.history
 	violations := append(r.violations, r.report.Violations...)
-	for _, v := range violations {
-		fmt.Fprintf(r.out, "VIOLATION %v\n%s", v, v.Log)
+	for i, v := range violations {
+		fmt.Fprintf(r.out, "VIOLATION %v\n", v)
+		if i < fullLogs {
+			fmt.Fprint(r.out, v.Log)
+		}
 	}
 	for _, b := range r.report.Undecided {
 		fmt.Fprintf(r.out, "undecided within %v: block %d\n", judgeLimit, b)
@@ -34,11 +41,14 @@ func (r *chaos) print(failure error) bool {
 		}
 	}
 	_, evictions, rejoins := r.watch.view()
-	fmt.Fprintf(r.out, "sessions: %d, %d of them on another node than the one before, %d lossy; replicas evicted %d times, in sync again %d times\n", len(h.Sessions), takeovers, lossy, evictions, rejoins)
+	fmt.Fprintf(r.out, "sessions: %d, %d of them on another node than the one before, %d lossy (they were seen to take %d acknowledged, unflushed writes); replicas evicted %d times, in sync again %d times\n", len(h.Sessions), takeovers, lossy, r.report.Reverted, evictions, rejoins)
 	fmt.Fprintf(r.out, "judged: %d block histories, %d sound, %d undecided; %d replicas compared, %d the same\n", r.report.Blocks, r.report.Sound, len(r.report.Undecided), r.copies, r.compared)
 	only := ""
 	if r.o.only != "" {
 		only = fmt.Sprintf(" -only %q", r.o.only)
+	}
+	if !r.o.power {
+		only += " -power=false"
 	}
 	failed := len(violations) + len(r.report.Undecided)
 	if failure != nil {

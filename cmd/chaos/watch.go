@@ -28,6 +28,8 @@ type watch struct {
 	rejoins   int // and the other way
 	// since is a time before which the next attachment had not begun.
 	since history.Time
+	// dark: all nodes lost power since the latest session began.
+	dark bool
 }
 
 // run polls until ctx ends.
@@ -55,7 +57,7 @@ func (w *watch) look(ctx context.Context, n *node) {
 	if err != nil {
 		return // it is down, or stopped, or has no quorum to ask
 	}
-	if v.Node != n.name || v.Uri == "" {
+	if !n.holds(v) {
 		return // only the holder knows how its replicas are
 	}
 	w.note(v)
@@ -65,19 +67,31 @@ func (w *watch) look(ctx context.Context, n *node) {
 	w.starting.Lock()
 	defer w.starting.Unlock()
 	w.mu.Lock()
-	since := w.since
+	since, dark, before := w.since, w.dark, w.load.latest()
 	w.mu.Unlock()
-	err = w.load.begin(v.Epoch, n, v.Uri, since, func() bool {
+	err = w.load.begin(history.Session{Epoch: v.Epoch, Node: n.name, Begin: since, PowerLost: dark}, n, v.Uri, func() bool {
 		again, err := n.inspect(ctx)
-		return err == nil && again.Epoch == v.Epoch && again.Node == n.name && again.Uri != ""
+		return err == nil && again.Epoch == v.Epoch && n.holds(again)
 	})
 	if err != nil {
 		w.say("no clients yet: %v", err)
 		return
 	}
+	if w.load.latest() != before {
+		w.mu.Lock()
+		w.since, w.dark = w.load.rec.clock.now(), false
+		w.mu.Unlock()
+	}
+}
+
+// allLostPower notes that every node is about to lose power: the next attachment
+// may be lossy.
+func (w *watch) allLostPower() {
+	w.starting.Lock() // an attachment that is being connected to is of before
+	defer w.starting.Unlock()
 	w.mu.Lock()
-	w.since = w.load.rec.clock.now()
-	w.mu.Unlock()
+	defer w.mu.Unlock()
+	w.dark = true
 }
 
 // note takes a look at the volume and counts what changed since the last.

@@ -142,6 +142,34 @@ func (b *block) readyAfter(epoch uint64) Time {
 	return ready
 }
 
+// reverted counts the lossy sessions whose first read of the block, before any
+// write of theirs, showed something else than the write that was acknowledged
+// last: losses that were allowed, and seen.
+func (b *block) reverted() int {
+	n := 0
+	for i, s := range b.sessions {
+		if !s.Lossy || i == 0 {
+			continue
+		}
+		var last, first *Op
+		for j := range b.ops {
+			o := &b.ops[j]
+			switch {
+			case o.Call >= s.Ready:
+				if first == nil {
+					first = o
+				}
+			case o.Kind == Write && o.Return < s.Ready && (last == nil || o.Return > last.Return):
+				last = o
+			}
+		}
+		if first != nil && first.Kind == Read && first.Return != Never && last != nil && first.Value != last.Value {
+			n++
+		}
+	}
+	return n
+}
+
 // lossyFlushes are the answered flushes that matter: those before a lossy
 // session. Where nothing is lost, a flush changes nothing.
 func (b *block) lossyFlushes() []Op {

@@ -95,6 +95,7 @@ type Report struct {
 	Blocks     int     // whose histories were judged
 	Sound      int     // of them, those without a violation
 	Undecided  []int64 // of them, those for which the time limit was too short
+	Reverted   int     // times that a read showed what a lossy session took from a block
 	Violations []Violation
 }
 
@@ -108,6 +109,7 @@ func (h *History) Check(limit time.Duration) Report {
 	for _, ops := range blocks {
 		rep.Blocks++
 		b := block{number: ops[0].Block, ops: ops, flushes: flushes, sessions: sessions}
+		rep.Reverted += b.reverted()
 		v, decided := b.check(limit)
 		switch {
 		case v != nil:

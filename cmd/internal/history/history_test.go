@@ -202,6 +202,37 @@ func TestSessionsAlone(t *testing.T) {
 	}
 }
 
+func TestLossesThatWereSeen(t *testing.T) {
+	for _, c := range []struct {
+		lossy bool
+		ops   string
+		want  int
+	}{
+		{true, `
+			1 1 w 1 10 20
+			1 1 w 2 30 40
+			2 2 r 1 110 120
+			2 2 r 1 130 140`, 1},
+		{true, `
+			1 1 w 1 10 20
+			1 1 w 2 30 40
+			2 2 r 2 110 120`, 0},
+		{true, `
+			1 1 w 1 10 20
+			2 2 w 2 110 120
+			2 2 r 2 130 140`, 0},
+		{false, `
+			1 1 w 1 10 20
+			1 1 w 2 30 40
+			2 2 r 1 110 120`, 0},
+	} {
+		h := History{Sessions: sessions(false, c.lossy), Ops: ops(t, c.ops)}
+		if rep := h.Check(limit); rep.Reverted != c.want {
+			t.Errorf("lossy %v, %s\n%d reverted, want %d", c.lossy, c.ops, rep.Reverted, c.want)
+		}
+	}
+}
+
 func TestEachBlockIsJudged(t *testing.T) {
 	h := History{Sessions: sessions(false), Ops: ops(t, `
 		1 1 w 1 10 20
