@@ -51,6 +51,7 @@ var ladder = map[string]int{
 	"cmd/internal/durable":    5,
 	"cmd/internal/lab":        5,
 	"cmd/internal/history":    5,
+	"cmd/internal/observe":    7,
 	"cmd/internal/server":     7,
 	"cmd/internal/node":       8,
 	"cmd/holdfast":            9,

@@ -6,6 +6,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 )
 
 // The defaults of a volume's options.
@@ -14,6 +15,16 @@ const (
 	DefaultReplicas   = 3 // or the number of nodes with disks, when that is less
 	MaxReplicas       = 7
 	DefaultFileSystem = "ext4"
+)
+
+// The policies of OnQuorumLoss. The time after ErrorOnLoss is at least
+// MinHoldTime, in which a silent replica is taken out where there is a quorum, and
+// at most MaxHoldTime.
+const (
+	FreezeOnLoss = "freeze"
+	ErrorOnLoss  = "error:"
+	MinHoldTime  = 10 * time.Second
+	MaxHoldTime  = 24 * time.Hour
 )
 
 // maxOptionLength bounds the text of one option value: nothing legitimate is
@@ -33,11 +44,12 @@ type VolumeOptions struct {
 	MountOptions string
 	// Labels are the user's own; they change nothing.
 	Labels map[string]string
-	// MinCopies is the number of in-sync copies below which writes hold. Only 1
-	// in this version.
+	// MinCopies is the number of in-sync copies below which writes hold; at most
+	// Replicas.
 	MinCopies int
-	// OnQuorumLoss is what I/O that needs raft does while raft has no quorum.
-	// Only "freeze" in this version.
+	// OnQuorumLoss is what requests do that are held, by a missing quorum of raft or
+	// by MinCopies: FreezeOnLoss, or ErrorOnLoss with a time after which they fail,
+	// as in "error:30s".
 	OnQuorumLoss string
 }
 
@@ -118,9 +130,7 @@ func (o *VolumeOptions) set(name, key, value string) error {
 	case "replicas":
 		o.Replicas, err = parseCount(key, value, 1, MaxReplicas)
 	case "min_copies":
-		if o.MinCopies, err = parseCount(key, value, 1, MaxReplicas); err == nil && o.MinCopies != 1 {
-			err = Errorf(ErrUnsupported, "option %s=%s is not in this version", key, value).WithRemedy("use %s=1", key)
-		}
+		o.MinCopies, err = parseCount(key, value, 1, MaxReplicas)
 	case "fs":
 		o.FileSystem = strings.ToLower(value)
 		if o.FileSystem != "ext4" && o.FileSystem != "xfs" {
@@ -131,12 +141,11 @@ func (o *VolumeOptions) set(name, key, value string) error {
 	case "mount_options":
 		o.MountOptions = value
 	case "on_quorum_loss":
-		o.OnQuorumLoss = strings.ToLower(value)
-		if strings.HasPrefix(o.OnQuorumLoss, "error") {
-			err = Errorf(ErrUnsupported, "option %s=%s is not in this version", key, value).WithRemedy("use freeze")
-		} else if o.OnQuorumLoss != "freeze" {
-			err = Errorf(ErrInvalid, "option %s: unknown policy %q", key, value).WithRemedy("use freeze")
+		var hold time.Duration
+		if hold, err = HoldTime(strings.ToLower(value)); err != nil {
+			err = Errorf(ErrInvalid, "option %s: %w", key, err).WithRemedy("%s", RemedyOf(err))
 		}
+		o.OnQuorumLoss = HoldPolicy(hold)
 	case "labels":
 		for _, pair := range strings.Split(value, ",") {
 			k, v, _ := strings.Cut(pair, "=")
@@ -146,6 +155,32 @@ func (o *VolumeOptions) set(name, key, value string) error {
 		}
 	}
 	return err
+}
+
+// HoldTime reads an OnQuorumLoss policy: how long requests are held before they
+// fail, 0 for ever.
+func HoldTime(policy string) (time.Duration, error) {
+	if policy == FreezeOnLoss {
+		return 0, nil
+	}
+	after, ok := strings.CutPrefix(policy, ErrorOnLoss)
+	d, err := time.ParseDuration(after)
+	switch {
+	case !ok || err != nil:
+		return 0, Errorf(ErrInvalid, "unknown policy %q", policy).WithRemedy("use %s, or %s and a time as in %s30s", FreezeOnLoss, ErrorOnLoss, ErrorOnLoss)
+	case d < MinHoldTime || d > MaxHoldTime || d%time.Second != 0:
+		return 0, Errorf(ErrInvalid, "%q: the time must be of whole seconds, %v to %v", policy, MinHoldTime, MaxHoldTime).
+			WithRemedy("a silent replica is taken out within %v where there is a quorum", MinHoldTime)
+	}
+	return d, nil
+}
+
+// HoldPolicy writes what HoldTime reads.
+func HoldPolicy(d time.Duration) string {
+	if d == 0 {
+		return FreezeOnLoss
+	}
+	return ErrorOnLoss + d.String()
 }
 
 func (o *VolumeOptions) addLabel(key, value string) error {
@@ -178,7 +213,7 @@ func (o VolumeOptions) WithDefaults(nodesWithDisks int) VolumeOptions {
 	o.Replicas = cmp.Or(o.Replicas, max(1, min(DefaultReplicas, nodesWithDisks)))
 	o.FileSystem = cmp.Or(o.FileSystem, DefaultFileSystem)
 	o.MinCopies = cmp.Or(o.MinCopies, 1)
-	o.OnQuorumLoss = cmp.Or(o.OnQuorumLoss, "freeze")
+	o.OnQuorumLoss = cmp.Or(o.OnQuorumLoss, FreezeOnLoss)
 	return o
 }
 

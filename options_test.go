@@ -5,6 +5,7 @@ import (
 	"maps"
 	"strings"
 	"testing"
+	"time"
 )
 
 func TestParseSize(t *testing.T) {
@@ -56,11 +57,11 @@ func TestFormatSize(t *testing.T) {
 
 func TestParseOptions(t *testing.T) {
 	o, err := ParseOptions(map[string]string{"Size": "2G", "HA-Level": "2", "FSTYPE": "xfs", "mkfsOptions": "-m crc=1",
-		"mountopts": "noatime", "label.Team": "db", "labels": "a=b,c=d", "min-copies": "1", "on_quorum_loss": "freeze"})
+		"mountopts": "noatime", "label.Team": "db", "labels": "a=b,c=d", "min-copies": "2", "on_quorum_loss": "Error:90s"})
 	if err != nil {
 		t.Fatal(err)
 	}
-	if o.Size != 2<<30 || o.Replicas != 2 || o.FileSystem != "xfs" || o.MkfsOptions != "-m crc=1" || o.MountOptions != "noatime" || o.MinCopies != 1 || o.OnQuorumLoss != "freeze" {
+	if o.Size != 2<<30 || o.Replicas != 2 || o.FileSystem != "xfs" || o.MkfsOptions != "-m crc=1" || o.MountOptions != "noatime" || o.MinCopies != 2 || o.OnQuorumLoss != "error:1m30s" {
 		t.Errorf("got %+v", o)
 	}
 	if want := map[string]string{"Team": "db", "a": "b", "c": "d"}; !maps.Equal(o.Labels, want) {
@@ -80,8 +81,14 @@ func TestParseOptions(t *testing.T) {
 		{map[string]string{"fs": "btrfs"}, ErrInvalid, "ext4 or xfs"},
 		{map[string]string{"ec": "2+1"}, ErrUnsupported, "not in this version"},
 		{map[string]string{"shared": ""}, ErrUnsupported, "not in this version"},
-		{map[string]string{"min_copies": "2"}, ErrUnsupported, "not in this version"},
-		{map[string]string{"on_quorum_loss": "error:30s"}, ErrUnsupported, "not in this version"},
+		{map[string]string{"min_copies": "0"}, ErrInvalid, "from 1 to 7"},
+		{map[string]string{"min_copies": "8"}, ErrInvalid, "from 1 to 7"},
+		{map[string]string{"on_quorum_loss": "error"}, ErrInvalid, "error:30s"},
+		{map[string]string{"on_quorum_loss": "error:"}, ErrInvalid, "error:30s"},
+		{map[string]string{"on_quorum_loss": "error:9s"}, ErrInvalid, "10s to 24h"},
+		{map[string]string{"on_quorum_loss": "error:25h"}, ErrInvalid, "10s to 24h"},
+		{map[string]string{"on_quorum_loss": "error:10.5s"}, ErrInvalid, "whole seconds"},
+		{map[string]string{"on_quorum_loss": "error:-30s"}, ErrInvalid, "10s to 24h"},
 		{map[string]string{"on_quorum_loss": "panic"}, ErrInvalid, "freeze"},
 		{map[string]string{"label.": "x"}, ErrInvalid, "no name"},
 		{map[string]string{"mkfs": strings.Repeat("x", 5000)}, ErrInvalid, "5000 bytes"},
@@ -161,5 +168,18 @@ func TestErrors(t *testing.T) {
 	}
 	if KindOf(nil) != "" || KindOf(errors.New("x")) != ErrInternal || KindOf(ErrFenced) != ErrFenced {
 		t.Error("KindOf of nil, a foreign error or a bare kind is wrong")
+	}
+}
+
+// TestHoldPolicy: what HoldPolicy writes, HoldTime reads.
+func TestHoldPolicy(t *testing.T) {
+	for _, d := range []time.Duration{0, MinHoldTime, 90 * time.Second, time.Hour, MaxHoldTime} {
+		policy := HoldPolicy(d)
+		if got, err := HoldTime(policy); err != nil || got != d {
+			t.Errorf("%q: got %v %v, want %v", policy, got, err, d)
+		}
+		if o, err := ParseOptions(map[string]string{"on_quorum_loss": policy}); err != nil || o.OnQuorumLoss != policy {
+			t.Errorf("option %q: got %q %v", policy, o.OnQuorumLoss, err)
+		}
 	}
 }

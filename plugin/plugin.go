@@ -15,7 +15,8 @@ type Volume struct {
 	// CreatedAt is when the volume was created; zero if the node does not know.
 	CreatedAt time.Time
 	// Status is shown to people as it is: size and used in bytes, state, node,
-	// epoch, replicas with node and state, the containers that use the volume.
+	// epoch, replicas with node and state, the ids of mounts. A driver adds the
+	// containers that use the volume.
 	// Values are strings, integers, booleans, and slices and maps of those, so
 	// that they encode as JSON.
 	Status map[string]any

@@ -58,8 +58,8 @@ func (c *cli) volumeCreate() *cobra.Command {
 		{"mkfs", "extra words for mkfs"},
 		{"mount-options", "options for mount -o"},
 		{"labels", "labels, as NAME=VALUE,NAME=VALUE"},
-		{"min-copies", "in-sync copies below which writes hold (only 1 in this version)"},
-		{"on-quorum-loss", "what I/O does without quorum (only freeze in this version)"},
+		{"min-copies", "in-sync copies below which writes are held; default 1"},
+		{"on-quorum-loss", "what held requests do: freeze (default), or error:30s"},
 	} {
 		own[o[0]] = f.String(o[0], "", o[1])
 	}

@@ -230,15 +230,14 @@ func testTwoContainers(d *realDocker) {
 	if got := d.sh(read, d.driver); got != "one\ntwo" {
 		t.Errorf("files of both, in the second: got %q, want one and two", got)
 	}
-	engine := NewEngine(d.socket)
-	defer engine.Close()
-	users, err := engine.UsedBy(t.Context(), d.driver, vol)
-	names := []string{}
-	for _, u := range users {
-		names = append(names, u.Name+" "+u.State)
+	want := fmt.Sprintf("%[1]s-one running %[1]s-two running", d.driver)
+	inStatus := `docker volume inspect -f '{{range .Status.containers}}{{.name}} {{.state}} {{end}}' ` + vol
+	listed := ""
+	for end := time.Now().Add(20 * time.Second); listed != want && time.Now().Before(end); time.Sleep(20 * time.Millisecond) {
+		listed = strings.TrimSpace(d.sh("%s", inStatus))
 	}
-	if want := []string{d.driver + "-one running", d.driver + "-two running"}; err != nil || !slices.Equal(names, want) {
-		t.Errorf("UsedBy: got %q %v, want %q", names, err, want)
+	if listed != want {
+		t.Errorf("containers in docker volume inspect: got %q, want %q", listed, want)
 	}
 	if out, err := d.try("docker volume rm %s", vol); err == nil {
 		t.Errorf("volume rm in use: got success %q, want an error", out)

@@ -70,10 +70,10 @@ func (e *Engine) Activate(ctx context.Context, name string) (bool, error) {
 	return slices.Contains(info.Plugins.Volume, name), nil
 }
 
-// UsedBy returns the containers, running or not, that use the volume through the
-// driver called driver, in the order of their names. A name with options counts as
-// the volume it names. No container is an empty slice.
-func (e *Engine) UsedBy(ctx context.Context, driver, volume string) ([]Container, error) {
+// Users returns the containers of this engine, running or not, that use a volume
+// of the driver called driver, by the volume's name, each list in the order of the
+// containers' names. A name with options counts as the volume it names.
+func (e *Engine) Users(ctx context.Context, driver string) (map[string][]Container, error) {
 	var all []struct {
 		ID     string `json:"Id"`
 		Names  []string
@@ -83,36 +83,43 @@ func (e *Engine) UsedBy(ctx context.Context, driver, volume string) ([]Container
 	if err := e.get(ctx, "/containers/json?all=1", &all); err != nil {
 		return nil, err
 	}
-	users := []Container{}
+	users := map[string][]Container{}
 	for _, c := range all {
+		user := Container{ID: c.ID, State: c.State}
+		if len(c.Names) > 0 {
+			user.Name = strings.TrimPrefix(c.Names[0], "/")
+		}
 		for _, m := range c.Mounts {
-			name, _, err := ParseName(m.Name)
-			if m.Type != "volume" || m.Driver != driver || err != nil || name != volume {
-				continue
+			volume, _, err := ParseName(m.Name)
+			if m.Type == "volume" && m.Driver == driver && err == nil && !slices.Contains(users[volume], user) {
+				users[volume] = append(users[volume], user)
 			}
-			user := Container{ID: c.ID, State: c.State}
-			if len(c.Names) > 0 {
-				user.Name = strings.TrimPrefix(c.Names[0], "/")
-			}
-			users = append(users, user)
-			break
 		}
 	}
-	slices.SortFunc(users, func(a, b Container) int { return strings.Compare(a.Name, b.Name) })
+	for _, list := range users {
+		slices.SortFunc(list, func(a, b Container) int { return strings.Compare(a.Name, b.Name) })
+	}
 	return users, nil
 }
 
-// WaitGone returns once the engine ended or the connection to it broke, or with
-// ctx's error. It holds one stream of daemon events, on which almost nothing is
-// ever sent.
-func (e *Engine) WaitGone(ctx context.Context) error {
-	answer, err := e.open(ctx, `/events?filters=%7B%22type%22%3A%5B%22daemon%22%5D%7D`)
-	if err == nil {
-		// Whatever ends the stream, its end is what is waited for.
-		_, _ = io.Copy(io.Discard, answer)
-		answer.Close()
+// events are those after which Users may answer differently, and the engine's own,
+// so that there is something to follow on an engine without containers.
+const events = `/events?filters=%7B%22type%22%3A%5B%22daemon%22%2C%22container%22%5D%2C%22event%22%3A%5B` +
+	`%22create%22%2C%22start%22%2C%22die%22%2C%22destroy%22%2C%22rename%22%2C%22pause%22%2C%22unpause%22%2C%22reload%22%5D%7D`
+
+// Follow holds one stream of the engine's events until the engine ends, the
+// connection breaks or ctx ends, and calls changed once the stream stands and after
+// whatever may change what Users answers. changed must not wait.
+func (e *Engine) Follow(ctx context.Context, changed func()) {
+	answer, err := e.open(ctx, events)
+	if err != nil {
+		return // an engine that does not answer has ended
 	}
-	return ctx.Err()
+	defer answer.Close()
+	changed()
+	for stream := json.NewDecoder(answer); stream.Decode(new(struct{})) == nil; {
+		changed()
+	}
 }
 
 // get reads the JSON answer to a GET of path into into, unless that is nil.

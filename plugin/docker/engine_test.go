@@ -6,9 +6,12 @@ import (
 	"net"
 	"net/http"
 	"path/filepath"
-	"slices"
+	"reflect"
 	"sync/atomic"
 	"testing"
+	"time"
+
+	api "github.com/docker/go-plugins-helpers/volume"
 
 	"github.com/holdfast-storage/holdfast"
 )
@@ -31,24 +34,22 @@ func text(s string) http.HandlerFunc {
 	return func(w http.ResponseWriter, _ *http.Request) { w.Write([]byte(s)) }
 }
 
-func TestUsedBy(t *testing.T) {
+func TestUsers(t *testing.T) {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /containers/json", text(`[
 		{"Id":"c1","Names":["/web"],"State":"running","Mounts":[{"Type":"bind","Name":""},{"Type":"volume","Name":"data","Driver":"holdfast"}]},
 		{"Id":"c2","Names":["/db"],"State":"exited","Mounts":[{"Type":"volume","Name":"size=1G,name=data","Driver":"holdfast"}]},
 		{"Id":"c3","Names":["/other"],"State":"running","Mounts":[{"Type":"volume","Name":"data","Driver":"local"}]},
-		{"Id":"c4","Names":["/more"],"State":"running","Mounts":[{"Type":"volume","Name":"data2","Driver":"holdfast"}]},
+		{"Id":"c4","Names":["/more"],"State":"running","Mounts":[{"Type":"volume","Name":"data2","Driver":"holdfast"},{"Type":"volume","Name":"data2","Driver":"holdfast"}]},
+		{"Id":"c6","Names":["/bad"],"State":"running","Mounts":[{"Type":"volume","Name":"=,=","Driver":"holdfast"}]},
 		{"Id":"c5","Names":[],"State":"dead","Mounts":null}]`))
 	engine := NewEngine(fakeEngine(t, mux))
 	defer engine.Close()
 
-	got, err := engine.UsedBy(t.Context(), "holdfast", "data")
-	want := []Container{{"c2", "db", "exited"}, {"c1", "web", "running"}}
-	if err != nil || !slices.Equal(got, want) {
-		t.Errorf("UsedBy data: got %v %v, want %v", got, err, want)
-	}
-	if got, err := engine.UsedBy(t.Context(), "holdfast", "none"); err != nil || got == nil || len(got) != 0 {
-		t.Errorf("UsedBy none: got %v %v, want an empty slice", got, err)
+	got, err := engine.Users(t.Context(), "holdfast")
+	want := map[string][]Container{"data": {{"c2", "db", "exited"}, {"c1", "web", "running"}}, "data2": {{"c4", "more", "running"}}}
+	if err != nil || !reflect.DeepEqual(got, want) {
+		t.Errorf("Users: got %v %v, want %v", got, err, want)
 	}
 }
 
@@ -58,8 +59,8 @@ func TestEngineErrors(t *testing.T) {
 	mux.HandleFunc("GET /volumes", func(w http.ResponseWriter, _ *http.Request) { http.Error(w, "on fire", 500) })
 	engine := NewEngine(fakeEngine(t, mux))
 	defer engine.Close()
-	if got, err := engine.UsedBy(t.Context(), "holdfast", "data"); !errors.Is(err, holdfast.ErrUnavailable) {
-		t.Errorf("UsedBy of half an answer: got %v %v, want ErrUnavailable", got, err)
+	if got, err := engine.Users(t.Context(), "holdfast"); !errors.Is(err, holdfast.ErrUnavailable) {
+		t.Errorf("Users of half an answer: got %v %v, want ErrUnavailable", got, err)
 	}
 	if got, err := engine.Activate(t.Context(), "holdfast"); !errors.Is(err, holdfast.ErrUnavailable) {
 		t.Errorf("Activate with a 500: got %v %v, want ErrUnavailable", got, err)
@@ -103,4 +104,60 @@ func TestStaysActivated(t *testing.T) {
 	if err := s.Close(context.Background()); err != nil { // ends the stream that waits
 		t.Errorf("Close: %v", err)
 	}
+}
+
+// TestUsersInStatus: a volume's status names its containers, follows the engine's
+// events, and says nothing of them once the engine is gone.
+func TestUsersInStatus(t *testing.T) {
+	var containers atomic.Value
+	containers.Store(`[]`)
+	event, end := make(chan string), make(chan struct{})
+	mux := http.NewServeMux()
+	mux.HandleFunc("GET /volumes", text(`{}`))
+	mux.HandleFunc("GET /info", text(`{"Plugins":{"Volume":["hf"]}}`))
+	mux.HandleFunc("GET /containers/json", func(w http.ResponseWriter, _ *http.Request) { w.Write([]byte(containers.Load().(string))) })
+	mux.HandleFunc("GET /events", func(w http.ResponseWriter, r *http.Request) {
+		w.(http.Flusher).Flush()
+		for {
+			select {
+			case e := <-event:
+				w.Write([]byte(e))
+				w.(http.Flusher).Flush()
+			case <-end:
+				return
+			case <-r.Context().Done():
+				return
+			}
+		}
+	})
+	fake := newFake(t.TempDir())
+	s, _ := serve(t, Options{DockerSocket: fakeEngine(t, mux), Volumes: fake})
+	if err := fake.Create(t.Context(), "data", nil); err != nil {
+		t.Fatal(err)
+	}
+	status := func() any {
+		got, err := s.get(t.Context(), api.GetRequest{Name: "data"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return got.(api.GetResponse).Volume.Status["containers"]
+	}
+	until := func(want any) {
+		t.Helper()
+		for end := time.Now().Add(10 * time.Second); !reflect.DeepEqual(status(), want); time.Sleep(5 * time.Millisecond) {
+			if time.Now().After(end) {
+				t.Fatalf("containers in the status: got %v, want %v", status(), want)
+			}
+		}
+	}
+	until([]map[string]any{})
+	containers.Store(`[{"Id":"c1","Names":["/web"],"State":"running","Mounts":[{"Type":"volume","Name":"data","Driver":"hf"}]}]`)
+	event <- `{"Type":"container","Action":"start"}`
+	until([]map[string]any{{"id": "c1", "name": "web", "state": "running"}})
+	containers.Store(`no answer`)
+	event <- `{"Type":"container","Action":"die"}`
+	until(nil)
+	containers.Store(`[]`)
+	end <- struct{}{} // the engine restarts
+	until([]map[string]any{})
 }

@@ -87,6 +87,7 @@ func (s *Server) get(_ context.Context, req api.GetRequest) (any, error) {
 		}
 		return nil, fmt.Errorf("%w: %w", errNoAnswer, err)
 	}
+	volume = s.withUsers(volume)
 	// The engine keeps its references by the name that it asked for.
 	volume.Name = req.Name
 	return api.GetResponse{Volume: wireVolume(volume)}, nil
@@ -99,7 +100,7 @@ func (s *Server) list(context.Context, struct{}) (any, error) {
 	}
 	wire := make([]*api.Volume, 0, len(volumes))
 	for _, v := range volumes {
-		wire = append(wire, wireVolume(v))
+		wire = append(wire, wireVolume(s.withUsers(v)))
 	}
 	return api.ListResponse{Volumes: wire}, nil
 }

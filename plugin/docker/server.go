@@ -5,10 +5,12 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"net/http"
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/holdfast-storage/holdfast"
@@ -41,8 +43,8 @@ type Options struct {
 	// Volumes does the work. It must be ready to answer when Serve is called.
 	Volumes plugin.Volumes
 	// DockerSocket is the path of Docker's own API, as in /run/docker.sock, for
-	// self-activation; empty means none, and then Swarm places no task with a
-	// volume here until somebody uses one.
+	// self-activation and to know which containers use a volume; empty means none,
+	// and then Swarm places no task with a volume here until somebody uses one.
 	DockerSocket string
 	// Logger receives what happens; nil means nowhere.
 	Logger *slog.Logger
@@ -71,6 +73,8 @@ type Server struct {
 	calls    context.Context // ends when calls under way are cut short
 	cutShort context.CancelFunc
 	work     sync.WaitGroup // accept loop, self-activation and calls
+
+	users atomic.Pointer[map[string][]Container] // as the engine last said; nil: it does not answer
 
 	mu       sync.Mutex
 	stopping string // why new use is refused; empty while it is not
@@ -196,15 +200,80 @@ const (
 )
 
 // stayActivated makes the engine activate the driver now and after each of its
-// restarts, until the server is closed.
+// restarts, and keeps what it says of users, until the server is closed.
 func (s *Server) stayActivated() {
 	engine := NewEngine(s.options.DockerSocket)
 	defer engine.Close()
+	changed := make(chan struct{}, 1) // holds one: ask again
+	var asking sync.WaitGroup
+	asking.Go(func() { s.keepUsers(engine, changed) })
+	defer asking.Wait()
 	for s.calls.Err() == nil {
 		if s.activate(engine) {
-			_ = engine.WaitGone(s.calls)
+			engine.Follow(s.calls, func() {
+				select {
+				case changed <- struct{}{}:
+				default:
+				}
+			})
+			s.users.Store(nil)
 		}
 	}
+}
+
+const (
+	// usersPause is the least time between two questions for the users of volumes:
+	// a host that starts many containers at once must not be asked for each.
+	usersPause = 200 * time.Millisecond
+	// usersDeadline bounds one such question; a busy engine answers the next.
+	usersDeadline = 10 * time.Second
+)
+
+// keepUsers asks the engine who uses what whenever that may have changed. Get and
+// List are answered from the last answer: asking meanwhile could wait for an engine
+// that itself waits for them.
+func (s *Server) keepUsers(engine *Engine, changed <-chan struct{}) {
+	for {
+		select {
+		case <-changed:
+		case <-s.calls.Done():
+			return
+		}
+		ctx, cancel := context.WithTimeout(s.calls, usersDeadline)
+		users, err := engine.Users(ctx, s.Driver())
+		cancel()
+		if err != nil {
+			s.log.Debug("users of volumes not known", "error", err)
+			s.users.Store(nil)
+		} else {
+			s.users.Store(&users)
+		}
+		select {
+		case <-time.After(usersPause):
+		case <-s.calls.Done():
+			return
+		}
+	}
+}
+
+// withUsers adds what the engine of this host said of a volume's containers to its
+// status; nothing while the engine says nothing.
+func (s *Server) withUsers(v plugin.Volume) plugin.Volume {
+	users := s.users.Load()
+	if users == nil {
+		return v
+	}
+	containers := make([]map[string]any, 0, len((*users)[v.Name]))
+	for _, c := range (*users)[v.Name] {
+		containers = append(containers, map[string]any{"id": c.ID, "name": c.Name, "state": c.State})
+	}
+	status := maps.Clone(v.Status)
+	if status == nil {
+		status = map[string]any{}
+	}
+	status["containers"] = containers
+	v.Status = status
+	return v
 }
 
 // activate repeats the attempt until the engine knows the driver; false means that

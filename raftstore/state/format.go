@@ -60,6 +60,7 @@ func (o *VolumeOptions) code(c *coder) {
 	u64(c, &o.SegmentSize)
 	enum(c, &o.AckMode, ackModes)
 	c.small(&o.MinCopies)
+	u64(c, &o.FailHeldAfter)
 	c.str(&o.Pool)
 }
 

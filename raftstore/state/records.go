@@ -129,8 +129,10 @@ type VolumeOptions struct {
 	MountOptions string
 	SegmentSize  int64 // bytes, whole regions
 	AckMode      holdfast.AckMode
-	MinCopies    int
-	Pool         string // "" for any
+	MinCopies    int // in-sync copies below which writes are held
+	// FailHeldAfter is after how many seconds requests that are held fail; 0 never.
+	FailHeldAfter int64
+	Pool          string // "" for any
 }
 
 // Phase says whether a volume has a writer.

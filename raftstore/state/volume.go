@@ -84,6 +84,8 @@ func (o VolumeOptions) validate() error {
 		return invalid("%d replicas: 1 to %d are possible", o.Replicas, MaxReplicas)
 	case o.MinCopies < 1 || o.MinCopies > o.Replicas:
 		return invalid("min_copies=%d: 1 to %d are possible with %d replicas", o.MinCopies, o.Replicas, o.Replicas)
+	case o.FailHeldAfter < 0 || o.FailHeldAfter > int64(holdfast.MaxHoldTime.Seconds()):
+		return invalid("on_quorum_loss: %d s is not a time of at most %v", o.FailHeldAfter, holdfast.MaxHoldTime)
 	case o.SegmentSize < MinSegmentSize || o.SegmentSize%holdfast.RegionSize != 0:
 		return invalid("segment_size=%d must be a multiple of %d", o.SegmentSize, holdfast.RegionSize)
 	case !slices.Contains(ackModes, o.AckMode):

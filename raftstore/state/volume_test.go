@@ -34,6 +34,8 @@ func TestCreateVolumeRefusals(t *testing.T) {
 		{"no replicas", func(c *CreateVolume) { c.Options.Replicas = 0 }, holdfast.ErrInvalid},
 		{"too many replicas", func(c *CreateVolume) { c.Options.Replicas = 8 }, holdfast.ErrInvalid},
 		{"min_copies 0", func(c *CreateVolume) { c.Options.MinCopies = 0 }, holdfast.ErrInvalid},
+		{"held for less than no time", func(c *CreateVolume) { c.Options.FailHeldAfter = -1 }, holdfast.ErrInvalid},
+		{"held for two days", func(c *CreateVolume) { c.Options.FailHeldAfter = 48 * 3600 }, holdfast.ErrInvalid},
 		{"min_copies above replicas", func(c *CreateVolume) { c.Options.MinCopies = 3 }, holdfast.ErrInvalid},
 		{"bad pool", func(c *CreateVolume) { c.Options.Pool = "a b" }, holdfast.ErrInvalid},
 		{"other pool", func(c *CreateVolume) { c.Options.Pool = "ssd" }, holdfast.ErrRefused},

@@ -226,6 +226,13 @@ func (a *Attachment) UpdateReplicas(segment uint32, replicas []coordinator.Repli
 	}
 }
 
+// SetPolicy replaces Options.Policy.
+func (a *Attachment) SetPolicy(p Policy) {
+	for _, s := range a.segments {
+		s.step(coordinator.Policy(p))
+	}
+}
+
 // NodeGone tells a change of a node's liveness.
 func (a *Attachment) NodeGone(node holdfast.NodeID, gone bool) {
 	for _, s := range a.segments {

@@ -198,6 +198,7 @@ func (h *host) reach(ok bool) {
 // cluster is a volume on some hosts, and what raft would know of it.
 type cluster struct {
 	t           testing.TB
+	moving      sync.Mutex // guards the elements of hosts; the test itself, which alone changes them, reads without
 	hosts       []*host
 	meta        *fakeMeta
 	size        int64
@@ -245,7 +246,9 @@ func (c *cluster) replace(a *Attachment, i int, h *host) {
 		}
 	}
 	c.meta.mu.Unlock()
+	c.moving.Lock()
 	c.hosts[i] = h
+	c.moving.Unlock()
 	c.grow(a, 0)
 }
 
@@ -262,8 +265,15 @@ func (c *cluster) options(on *host) Options {
 	return o
 }
 
+// present is the hosts as attachments see them, beside a replace.
+func (c *cluster) present() []*host {
+	c.moving.Lock()
+	defer c.moving.Unlock()
+	return slices.Clone(c.hosts)
+}
+
 func (c *cluster) down(n holdfast.NodeID) bool {
-	for _, h := range c.hosts {
+	for _, h := range c.present() {
 		h.mu.Lock()
 		down := h.node == n && h.server == nil
 		h.mu.Unlock()
@@ -275,7 +285,7 @@ func (c *cluster) down(n holdfast.NodeID) bool {
 }
 
 func (c *cluster) dial(ctx context.Context, n holdfast.NodeID) (net.Conn, error) {
-	for _, h := range c.hosts {
+	for _, h := range c.present() {
 		if h.node != n {
 			continue
 		}

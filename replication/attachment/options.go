@@ -5,6 +5,7 @@ import (
 	"errors"
 	"log/slog"
 	"net"
+	"time"
 
 	"github.com/holdfast-storage/holdfast"
 	"github.com/holdfast-storage/holdfast/replication/coordinator"
@@ -69,6 +70,13 @@ type Segment struct {
 	End holdfast.Seq
 }
 
+// Policy says what writes do when copies or raft are missing; see the fields of
+// the same names of coordinator.Options.
+type Policy struct {
+	MinCopies     int
+	FailHeldAfter time.Duration
+}
+
 // Options are what an attachment starts from.
 type Options struct {
 	Cluster  holdfast.ClusterID
@@ -82,6 +90,7 @@ type Options struct {
 	SegmentSize int64 // bytes; zero: holdfast.DefaultSegmentSize
 	Copies      int   // replicas the volume was made with
 	Ack         holdfast.AckMode
+	Policy      Policy
 
 	Epoch      holdfast.Epoch // the one AttachBegin issued
 	Session    holdfast.SessionID

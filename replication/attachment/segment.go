@@ -92,6 +92,7 @@ func newSegment(a *Attachment, index int, size int64) *segment {
 		Replicas: append([]coordinator.Replica(nil), d.Replicas...), History: append([]coordinator.Start(nil), d.History...),
 		HistoryPruned: d.HistoryPruned, Floor: d.Floor, Detached: a.o.Detached, End: d.End, AcceptLoss: a.o.AcceptLoss,
 		Copies: a.o.Copies, Ack: a.o.Ack, Limits: a.o.Limits,
+		MinCopies: a.o.Policy.MinCopies, FailHeldAfter: a.o.Policy.FailHeldAfter,
 	}
 	if a.o.Gone != nil {
 		seen := map[holdfast.NodeID]bool{}

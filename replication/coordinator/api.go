@@ -61,8 +61,14 @@ type Options struct {
 	// AcceptLoss: the operator allows a lossy start at once.
 	AcceptLoss bool
 
-	Copies int              // replicas the volume was made with
-	Ack    holdfast.AckMode // "" means received
+	Copies int // replicas the volume was made with
+	// MinCopies: with fewer in-sync copies writes are held; 0 and 1 hold none.
+	MinCopies int
+	// FailHeldAfter is how long requests are held, below MinCopies or while raft
+	// has no quorum to take a silent member out, before they fail
+	// (on_quorum_loss=error:T); 0 holds them for ever (freeze).
+	FailHeldAfter time.Duration
+	Ack           holdfast.AckMode // "" means received
 
 	Limits Limits
 }
@@ -82,6 +88,8 @@ type Limits struct {
 	WindowBytes   int64         // replay window; 64 MiB
 	WindowOps     int           // operations in it; 16384
 	RetryRaft     time.Duration // between asks of raft; 500 ms
+	SlowWindow    time.Duration // over which members' medians are compared; 30 s
+	SlowSamples   int           // without so many in a window a member is not judged; 20
 }
 
 // An Event is something that happened. Step consumes one at a time, with the
@@ -229,6 +237,11 @@ type (
 		ISR        []holdfast.ReplicaID
 	}
 
+	// Policy replaces Options.MinCopies and FailHeldAfter.
+	Policy struct {
+		MinCopies     int
+		FailHeldAfter time.Duration
+	}
 	// Detach asks for a clean end: no new requests are taken (the edge sends
 	// none after it), those taken are finished, everything is flushed, then
 	// Detached is returned.
@@ -509,6 +522,9 @@ const (
 	NoticeDurable    NoticeKind = "ack-durable"
 	NoticeReceived   NoticeKind = "ack-received"
 	NoticeStall      NoticeKind = "stall"
+	NoticeSlow       NoticeKind = "slow"
+	NoticeHold       NoticeKind = "hold"
+	NoticeRelease    NoticeKind = "release"
 )
 
 func (Tick) coordinatorEvent()          {}
@@ -533,6 +549,7 @@ func (Flush) coordinatorEvent()         {}
 func (Sampled) coordinatorEvent()       {}
 func (Proposed) coordinatorEvent()      {}
 func (Meta) coordinatorEvent()          {}
+func (Policy) coordinatorEvent()        {}
 func (Detach) coordinatorEvent()        {}
 func (Stop) coordinatorEvent()          {}
 

@@ -239,7 +239,7 @@ func (c *Core) activated(version holdfast.ISRVersion, isr []holdfast.ReplicaID) 
 	c.isrVersion = version
 	c.history = append(c.history, Start{Epoch: c.opt.Epoch, S: c.s})
 	c.win.reset(c.s)
-	c.acked, c.commit, c.flushWant = c.s, c.s, c.s
+	c.acked, c.commit, c.flushWant, c.safe = c.s, c.s, c.s, c.s
 	c.enter(PhaseActive)
 	for _, m := range c.members {
 		m.inISR = false
@@ -255,6 +255,7 @@ func (c *Core) activated(version holdfast.ISRVersion, isr []holdfast.ReplicaID) 
 	}
 	c.setAckMode()
 	c.do(Activated{S: c.s, Continuous: c.continuous, ISRVersion: version})
+	c.lookBelow()
 	for _, m := range c.members {
 		switch {
 		case m.inISR && m.confirmed:

@@ -33,7 +33,10 @@ type Core struct {
 	durable    bool         // writes complete only when durable
 	waiting    queue[Write] // taken, not yet sequenced: the window is full
 	waits      queue[wait]  // flushes and durable writes, by rising target
-	flushWant  holdfast.Seq // every ackset member is to be durable up to here
+	below      below
+	paceFrom   time.Duration // begin of the present window of paces
+	safe       holdfast.Seq  // commit as of the last moment with min_copies in sync
+	flushWant  holdfast.Seq  // every ackset member is to be durable up to here
 	dirtySince time.Duration
 	flushedAt  int64 // bytes sequenced when the last flush was asked for
 	written    int64 // bytes sequenced
@@ -84,7 +87,7 @@ type refusal struct {
 func New(o Options) *Core {
 	c := &Core{
 		opt: o, lim: o.Limits.withDefaults(), now: o.Now,
-		phase: PhaseFencing, phaseSince: o.Now, attachAt: o.Now, lastTick: o.Now,
+		phase: PhaseFencing, phaseSince: o.Now, attachAt: o.Now, lastTick: o.Now, paceFrom: o.Now,
 		history:    append([]Start(nil), o.History...),
 		isrVersion: o.ISRVersion,
 	}
@@ -113,6 +116,10 @@ func (l Limits) withDefaults() Limits {
 	def(&l.ExtendWait, 10*time.Second)
 	def(&l.FlushEvery, 100*time.Millisecond)
 	def(&l.RetryRaft, 500*time.Millisecond)
+	def(&l.SlowWindow, 30*time.Second)
+	if l.SlowSamples == 0 {
+		l.SlowSamples = 20
+	}
 	if l.FlushBytes == 0 {
 		l.FlushBytes = 16 << 20
 	}
@@ -209,6 +216,11 @@ func (c *Core) Step(now time.Duration, ev Event) []Action {
 		c.onProposed(e)
 	case Meta:
 		c.onMeta(e)
+	case Policy:
+		c.opt.MinCopies, c.opt.FailHeldAfter = e.MinCopies, e.FailHeldAfter
+		if c.phase == PhaseActive || c.phase == PhaseDetaching {
+			c.lookBelow()
+		}
 	case Detach:
 		c.detaching = true
 	case Stop:
@@ -301,18 +313,13 @@ func (c *Core) end(reason EndReason, err error) {
 		opErr = holdfast.Errorf(holdfast.ErrUnavailable, "the attachment has ended")
 	}
 	for s := c.acked + 1; s <= c.win.last; s++ {
-		c.do(CompleteWrite{ID: c.win.at(s).id, Err: opErr})
+		c.answer(c.win.at(s), opErr)
 	}
 	for c.waiting.len() > 0 {
 		c.do(CompleteWrite{ID: c.waiting.pop().ID, Err: opErr})
 	}
 	for c.waits.len() > 0 {
-		w := c.waits.pop()
-		if w.write {
-			c.do(CompleteWrite{ID: w.id, Err: opErr})
-		} else {
-			c.do(CompleteFlush{ID: w.id, Err: opErr})
-		}
+		c.finish(c.waits.pop(), opErr)
 	}
 	for _, r := range c.reads {
 		c.do(CompleteRead{ID: r.id, Err: opErr})

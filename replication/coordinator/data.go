@@ -35,6 +35,9 @@ func (c *Core) stream() {
 // onAcked takes a cumulative acknowledgement.
 func (c *Core) onAcked(m *member, tail holdfast.Seq) {
 	if tail > m.tail {
+		if tail >= c.win.first && tail <= c.win.last && m.streaming() && m.inAckset {
+			m.pace.acks.add(c.now - max(c.win.at(tail).at, m.ageFrom))
+		}
 		m.tail = tail
 	}
 	if m.link == linkCatchup {
@@ -56,28 +59,29 @@ func (c *Core) complete() {
 	if !any {
 		return
 	}
+	if c.below.is {
+		acked = c.acked
+	}
 	for c.acked < acked {
 		c.acked++
 		e := c.win.at(c.acked)
+		if e.answered {
+			continue
+		}
 		if c.durable || e.fua {
 			c.waits.push(wait{id: e.id, target: c.acked, write: true, since: c.now})
 			c.wantFlush(c.acked)
 			continue
 		}
-		c.do(CompleteWrite{ID: e.id})
+		c.answer(e, nil)
 	}
 	c.raiseCommit()
-	durable := c.commit
+	durable := c.flushable()
 	if loseAcked && c.favourite() != nil {
 		durable = max(durable, c.favourite().dur)
 	}
 	for c.waits.len() > 0 && c.waits.front().target <= durable {
-		w := c.waits.pop()
-		if w.write {
-			c.do(CompleteWrite{ID: w.id})
-		} else {
-			c.do(CompleteFlush{ID: w.id})
-		}
+		c.finish(c.waits.pop(), nil)
 	}
 }
 
@@ -164,6 +168,7 @@ func (c *Core) sendFlush(m *member, cover holdfast.Seq) {
 func (c *Core) onFlushed(m *member, e Flushed) {
 	n := 0
 	for n < len(m.flushes) && m.flushes[n].id <= e.ID {
+		m.pace.flushes.add(c.now - max(m.flushes[n].at, m.ageFrom))
 		n++
 	}
 	m.flushes = append(m.flushes[:0], m.flushes[n:]...)

@@ -53,6 +53,9 @@ func goneText(m *member) string {
 }
 
 func (c *Core) explainData(add func(time.Duration, string, ...any)) {
+	if c.below.is {
+		add(c.below.since, "%d in-sync copies (%d now): writes are held", c.opt.MinCopies, c.inSyncCount())
+	}
 	for _, m := range c.members {
 		if m.inAckset && c.acked < c.win.last && m.tail <= c.acked {
 			since := c.now
@@ -63,6 +66,9 @@ func (c *Core) explainData(add func(time.Duration, string, ...any)) {
 		}
 		if m.evicting {
 			add(m.lastHeard, "replica %v to be taken out of the in-sync set", m.ID)
+		}
+		if c.heldDown(m) {
+			add(c.now, "the end of the hold-down of replica %v, which was slow (%v left)", m.ID, m.pace.until-c.now)
 		}
 		if !m.inAckset && m.link != linkDown {
 			add(m.lastHeard, "replica %v to be brought back (%s, at %d of %d)", m.ID, linkNames[m.link], m.tail, c.win.last)

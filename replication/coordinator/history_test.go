@@ -258,6 +258,8 @@ func (h *history) do(line string) []string {
 		ev = NodeGone{nod(arg(0)), false}
 	case "replicas":
 		ev = Replicas{h.replicas(pos)}
+	case "policy":
+		ev = Policy{int(key("min")), time.Duration(key("fail-after")) * time.Millisecond}
 	case "detach":
 		ev = Detach{}
 	case "stop":
@@ -302,6 +304,13 @@ func (h *history) create(pos []string, kv map[string]string) []string {
 			o.Gone = append(o.Gone, nod(v))
 		case "ack":
 			o.Ack = holdfast.AckMode(v)
+		case "slow-window":
+			o.Limits.SlowWindow = time.Duration(h.num(v)) * time.Millisecond
+			o.Limits.SlowSamples = 1
+		case "min":
+			o.MinCopies = int(h.num(v))
+		case "fail-after":
+			o.FailHeldAfter = time.Duration(h.num(v)) * time.Millisecond
 		case "window":
 			o.Limits.WindowOps = int(h.num(v))
 		case "accept-loss":

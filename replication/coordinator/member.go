@@ -70,6 +70,7 @@ type member struct {
 	intactSent bool
 
 	// Across connections:
+	pace      pace
 	lastHeard time.Duration
 	linkAt    time.Duration // the present connection's begin
 	ageFrom   time.Duration // op ages count from here at the earliest
@@ -174,7 +175,7 @@ func (c *Core) nodeGone(node holdfast.NodeID, gone bool) {
 }
 
 func (c *Core) connect(m *member) {
-	if m.link != linkDown || c.now < m.retry {
+	if m.link != linkDown || c.now < m.retry || c.heldDown(m) {
 		return
 	}
 	m.link = linkDialing
@@ -270,6 +271,7 @@ func (c *Core) onTick() {
 		for _, m := range c.members {
 			m.lastHeard, m.ageFrom = c.now, c.now
 		}
+		c.freshPace()
 	}
 	c.lastTick = c.now
 	if c.phase != PhaseActive && c.phase != PhaseDetaching {
@@ -291,7 +293,9 @@ func (c *Core) onTick() {
 		c.connect(m)
 		c.watch(m)
 	}
+	c.lookPace()
 	c.readsOverdue()
+	c.failHeld()
 }
 
 // watch suspects and evicts (R2: by raft first).
@@ -366,6 +370,7 @@ func (c *Core) dropFromAckset(m *member) {
 	}
 	c.notice(NoticeEvicted, m, true, "no longer in sync; isr version %d", c.isrVersion)
 	c.setAckMode()
+	c.lookBelow()
 }
 
 // setAckMode: when the in-sync members of a replicated volume are down to one

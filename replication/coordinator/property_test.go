@@ -81,6 +81,9 @@ func (m *madhouse) act(a Action, ev Event) {
 	switch a := a.(type) {
 	case CompleteWrite:
 		m.complete(a.ID)
+		if n := m.c.inSyncCount(); a.Err == nil && n < m.c.opt.MinCopies {
+			m.t.Fatalf("write %d completed with %d copies in sync, fewer than min_copies %d", a.ID, n, m.c.opt.MinCopies)
+		}
 		if seq := m.writes[a.ID]; a.Err == nil {
 			for _, x := range m.c.State().Members {
 				if x.InAckset && m.acks[name(x.Replica)] < seq {
@@ -137,6 +140,11 @@ func TestMadhouse(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		names := []string{"a", "b", "c"}
 		o := Options{Epoch: 3, ISRVersion: 1, Copies: 3, Node: nod("1"), History: []Start{{Epoch: 1, S: 0}}, Limits: Limits{WindowOps: 8}}
+		policy := func() Policy {
+			return Policy{MinCopies: rapid.IntRange(0, 3).Draw(t, "min copies"), FailHeldAfter: time.Duration(rapid.IntRange(0, 4).Draw(t, "fail after")) * time.Second}
+		}
+		p := policy()
+		o.MinCopies, o.FailHeldAfter = p.MinCopies, p.FailHeldAfter
 		for i, n := range names {
 			role := holdfast.RoleInSync
 			if i > 0 && rapid.Bool().Draw(t, "stale") {
@@ -158,7 +166,11 @@ func TestMadhouse(t *testing.T) {
 			}
 			tail := m.c.State().Tail
 			seq := holdfast.Seq(rapid.IntRange(0, int(tail)+1).Draw(t, "seq"))
-			switch rapid.IntRange(0, 19).Draw(t, "event") {
+			switch rapid.IntRange(0, 20).Draw(t, "event") {
+			case 20:
+				if rapid.IntRange(0, 3).Draw(t, "policy") == 0 {
+					m.step(policy())
+				}
 			case 0, 1:
 				m.now += time.Duration(rapid.IntRange(1, 3000).Draw(t, "ms")) * time.Millisecond
 				m.step(Tick{})

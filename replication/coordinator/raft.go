@@ -1,6 +1,8 @@
 package coordinator
 
 import (
+	"time"
+
 	"github.com/holdfast-storage/holdfast"
 )
 
@@ -12,11 +14,12 @@ type command struct {
 	replica *member
 	isr     []holdfast.ReplicaID
 	version holdfast.ISRVersion
+	since   time.Duration
 	id      uint64 // of the proposal outstanding; 0: to be proposed (again)
 }
 
 func (c *Core) propose(cmd command) {
-	cmd.version = c.isrVersion
+	cmd.version, cmd.since = c.isrVersion, c.now
 	c.command = &cmd
 	c.sendProposal()
 }
@@ -121,6 +124,7 @@ func (c *Core) applied(cmd *command, version holdfast.ISRVersion) {
 		}
 		c.notice(NoticeInSync, cmd.replica, false, "in sync; isr version %d", version)
 		c.setAckMode()
+		c.lookBelow()
 	}
 }
 
@@ -180,6 +184,7 @@ func (c *Core) onMeta(e Meta) {
 		}
 	}
 	c.setAckMode()
+	c.lookBelow()
 }
 
 // suspectHigher: a replica knows an epoch above ours. Either a newer writer

@@ -12,6 +12,7 @@ type entry struct {
 	offset, length int64
 	at             time.Duration // when it was sequenced, for the op age limit
 	fua            bool
+	answered       bool // completed, by failing, while it was held
 }
 
 // entryOverhead is what one operation costs in the window beside its payload,

@@ -40,6 +40,7 @@ func Dial(ctx context.Context, dataDir string, opts DialOptions) (*Client, error
 	if opts.Logger == nil {
 		opts.Logger = slog.New(slog.DiscardHandler)
 	}
+	keepLock()
 	ctx, cancel := context.WithTimeout(ctx, dialWait)
 	defer cancel()
 	var d net.Dialer

@@ -1,8 +1,10 @@
 package keeper
 
 import (
+	"fmt"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -98,12 +100,15 @@ func TestRootKeeperComesBack(t *testing.T) {
 		t.Fatal(err)
 	}
 	d := n.onlyDevice()
+	dying := n.daemonPID()
 	n.kill()
 	if _, mounted, err := mount.At(filepath.Dir(path)); !mounted || err != nil {
 		t.Fatalf("the dead mount: got %v, %v, want it still there", mounted, err)
 	}
 	n = startNodeIn(t, dir, hostNamespace)
-	n.daemonPID()
+	if n.nextDaemon(dying) == dying {
+		t.Fatal("the daemon of the dead keeper still answers")
+	}
 	gone(t, d)
 	again := n.up(Args{Spec: a.Spec, FS: a.FS, Format: FormatOptions{FS: a.FS, Again: true}, Mount: a.Mount})
 	if again != path {
@@ -111,6 +116,72 @@ func TestRootKeeperComesBack(t *testing.T) {
 	}
 	n.must("Unmount", a)
 	n.must("CloseDevice", a)
+}
+
+// TestRootDaemonSharesTheLock shows that the daemon holds the keeper's lock, and
+// that what it executes does not.
+func TestRootDaemonSharesTheLock(t *testing.T) {
+	needRoot(t)
+	n := startNode(t, "")
+	root := fmt.Sprintf("/proc/%d", n.daemonPID())
+	fds, err := os.ReadDir(root + "/fd")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, fd := range fds {
+		if to, err := os.Readlink(filepath.Join(root, "fd", fd.Name())); err != nil || filepath.Base(to) != "keeper.lock" {
+			continue
+		}
+		raw, err := os.ReadFile(filepath.Join(root, "fdinfo", fd.Name()))
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, after, _ := strings.Cut(string(raw), "flags:")
+		flags, err := strconv.ParseInt(strings.Fields(after)[0], 8, 64)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if flags&unix.O_CLOEXEC == 0 {
+			t.Errorf("the lock's descriptor %s is inherited by what the daemon executes", fd.Name())
+		}
+		return
+	}
+	t.Error("the daemon does not hold keeper.lock")
+}
+
+// TestRootKeeperWaitsForTheDying starts a keeper while the daemon of one that
+// was killed still holds the lock: no second daemon runs beside it.
+func TestRootKeeperWaitsForTheDying(t *testing.T) {
+	needRoot(t)
+	dir := t.TempDir()
+	dying := holdLock(t, dir)
+	n := startNode(t, dir)
+	await(t, "the keeper to want the lock", func() bool {
+		fds, _ := filepath.Glob(fmt.Sprintf("/proc/%d/fd/*", n.cmd.Process.Pid))
+		for _, fd := range fds {
+			if to, _ := os.Readlink(fd); filepath.Base(to) == "keeper.lock" {
+				return true
+			}
+		}
+		return false
+	})
+	if log := n.log(); strings.Contains(log, "daemon started") {
+		t.Fatalf("a daemon was started beside the dying one:\n%s", log)
+	}
+	_ = dying.Close()
+	n.daemonPID()
+}
+
+func holdLock(t *testing.T, dir string) *os.File {
+	t.Helper()
+	lock, err := os.OpenFile(filepath.Join(dir, "keeper.lock"), os.O_CREATE|os.O_RDWR, 0o600)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.Flock(int(lock.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		t.Fatal(err)
+	}
+	return lock
 }
 
 // TestRootDiscontinuous restarts the daemon into a session that may not go on:

@@ -350,6 +350,31 @@ func (n *node) daemonPID() int {
 	return pid
 }
 
+// nextDaemon finds the daemon that follows one that is dying, which may still
+// answer, or die in the middle of its answer.
+func (n *node) nextDaemon(dying int) (pid int) {
+	n.t.Helper()
+	await(n.t, "another daemon", func() bool {
+		var text string
+		if err := n.call("PID", Args{}, &text); err != nil {
+			return false
+		}
+		pid, _ = strconv.Atoi(text)
+		return pid != 0 && pid != dying
+	})
+	return pid
+}
+
+// await looks until something is so.
+func await(t *testing.T, what string, so func() bool) {
+	t.Helper()
+	for end := time.Now().Add(20 * time.Second); !so(); time.Sleep(5 * time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatalf("waited in vain for %s", what)
+		}
+	}
+}
+
 // killDaemon kills the daemon and waits until it is gone.
 func (n *node) killDaemon() {
 	n.t.Helper()

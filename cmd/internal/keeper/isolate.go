@@ -4,6 +4,7 @@ import (
 	"errors"
 	"log/slog"
 	"os"
+	"strconv"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -85,6 +86,18 @@ func mountNamespace() (uint64, error) {
 
 // environment is set for the daemon to the path of its keeper's socket.
 const environment = "HOLDFAST_KEEPER"
+
+// lockVariable is set for the daemon to the descriptor of the keeper's lock,
+// which the daemon only has to keep open.
+const lockVariable = "HOLDFAST_KEEPER_LOCK_FD"
+
+// keepLock keeps the keeper's lock from programs that this daemon executes:
+// they may outlive it.
+func keepLock() {
+	if fd, err := strconv.Atoi(os.Getenv(lockVariable)); err == nil {
+		unix.CloseOnExec(fd)
+	}
+}
 
 // Under returns the path of the keeper's socket if a keeper started this
 // process, else "".

@@ -2,6 +2,7 @@ package keeper
 
 import (
 	"context"
+	"errors"
 	"log/slog"
 	"net"
 	"os"
@@ -24,6 +25,10 @@ const (
 	defaultDaemonGrace = 8 * time.Second
 	// lastWait bounds the unmounts of what is left then, and the end of devices.
 	lastWait = 3 * time.Second
+	// lockWait is how long a keeper waits for the lock: for the daemon of one
+	// that was killed, which dies with it but may need a moment for its memory.
+	lockWait  = 3 * time.Second
+	lockRetry = 10 * time.Millisecond
 )
 
 // Options of Run.
@@ -67,6 +72,7 @@ type keeper struct {
 	instance  holdfast.InstanceID
 	namespace uint64 // the mounter's; 0 where the privilege for kernel devices is missing
 	lacks     []Lack
+	lock      *os.File // also held by every daemon, so that it lasts as long as the last of them
 	children  *children
 	mounter   *caller
 	opening   chan struct{} // one token: one new device at a time
@@ -130,11 +136,13 @@ func keeperStage(ctx context.Context, opts Options) (code int, err error) {
 	k.opening <- struct{}{}
 	go k.mounter.receive()
 	defer k.mounter.close() // the mounter ends with it
-	unlock, err := k.prepare(ctx)
-	if err != nil {
+	if err := k.takeLock(); err != nil {
 		return 1, err
 	}
-	defer unlock()
+	defer k.lock.Close()
+	if err := k.prepare(ctx); err != nil {
+		return 1, err
+	}
 	l, err := listen(SocketPath(opts.DataDir))
 	if err != nil {
 		return 1, err
@@ -142,33 +150,46 @@ func keeperStage(ctx context.Context, opts Options) (code int, err error) {
 	return k.run(ctx, l, signals), nil
 }
 
-// prepare does what comes before the first request.
-func (k *keeper) prepare(ctx context.Context) (unlock func(), err error) {
+// takeLock makes this the one keeper of the data directory. A keeper that was
+// killed may have left a daemon that is still dying: it is waited for, since
+// nothing of it may act any more when the next one begins.
+func (k *keeper) takeLock() error {
 	lock, err := os.OpenFile(filepath.Join(k.opts.DataDir, "keeper.lock"), os.O_CREATE|os.O_RDWR, 0o600)
 	if err != nil {
-		return nil, holdfast.Errorf(holdfast.ErrIO, "open the keeper's lock: %w", err)
+		return holdfast.Errorf(holdfast.ErrIO, "open the keeper's lock: %w", err)
 	}
-	defer func() {
-		if err != nil {
-			_ = lock.Close()
+	for end := time.Now().Add(lockWait); ; time.Sleep(lockRetry) {
+		err = unix.Flock(int(lock.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+		if err == nil {
+			k.lock = lock
+			return nil
 		}
-	}()
-	if err := unix.Flock(int(lock.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
-		return nil, holdfast.Errorf(holdfast.ErrRefused, "another keeper runs in %s", k.opts.DataDir).WithRemedy("stop it, or choose another --data-dir")
+		if !errors.Is(err, unix.EWOULDBLOCK) {
+			_ = lock.Close()
+			return holdfast.Errorf(holdfast.ErrIO, "lock %s: %w", lock.Name(), err)
+		}
+		if time.Now().After(end) {
+			_ = lock.Close()
+			return holdfast.Errorf(holdfast.ErrRefused, "another keeper runs in %s", k.opts.DataDir).WithRemedy("stop it, or choose another --data-dir")
+		}
 	}
+}
+
+// prepare does what comes before the first request.
+func (k *keeper) prepare(ctx context.Context) error {
 	container := os.Getpid() == 1
 	if !container {
 		if err := unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0); err != nil {
-			return nil, holdfast.Errorf(holdfast.ErrInternal, "become a subreaper: %w", err)
+			return holdfast.Errorf(holdfast.ErrInternal, "become a subreaper: %w", err)
 		}
 	}
 	a, err := k.mounter.call(ctx, request{Verb: verbLook, Container: container}, -1)
 	if err != nil {
-		return nil, err
+		return err
 	}
 	own, err := mountNamespace()
 	if err != nil {
-		return nil, err
+		return err
 	}
 	k.lacks = append(takePrivileges(), a.Lacks...)
 	if own == a.Namespace { // the first stage had not the privilege to leave it
@@ -176,13 +197,13 @@ func (k *keeper) prepare(ctx context.Context) (unlock func(), err error) {
 	} else {
 		k.namespace = a.Namespace
 		if err := isolate(k.namespace, mountsDir(k.opts.DataDir), k.log); err != nil {
-			return nil, err
+			return err
 		}
 	}
 	for _, l := range k.lacks {
 		k.log.Warn("this host lacks something", slog.String("lack", l.What), slog.String("remedy", l.Remedy))
 	}
-	return func() { _ = lock.Close() }, nil
+	return nil
 }
 
 // run serves until a signal, ctx's end or the daemon's own end.

@@ -32,8 +32,8 @@ const (
 	stageMounter   = "mounter"
 	stageKeeper    = "keeper"
 	socketVariable = "HOLDFAST_KEEPER_FD" // the descriptor of the stage's end of their socket
-	// mounterFD is the first that exec.Cmd.ExtraFiles gives.
-	mounterFD = 3
+	// firstExtraFD is the number of exec.Cmd.ExtraFiles' first file in the child.
+	firstExtraFD = 3
 )
 
 // firstStage starts the mounter and executes the keeper; it returns only with
@@ -46,7 +46,7 @@ func firstStage() error {
 	theirs := os.NewFile(uintptr(pair[1]), "mounter")
 	cmd := exec.Command("/proc/self/exe", os.Args[1:]...)
 	cmd.Args[0] = os.Args[0]
-	cmd.Env = append(stageless(), stageVariable+"="+stageMounter, socketVariable+"="+strconv.Itoa(mounterFD))
+	cmd.Env = append(stageless(), stageVariable+"="+stageMounter, socketVariable+"="+strconv.Itoa(firstExtraFD))
 	cmd.Stdout, cmd.Stderr = os.Stdout, os.Stderr
 	cmd.ExtraFiles = []*os.File{theirs}
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true} // a terminal's interrupt is the keeper's alone

@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"runtime"
+	"strconv"
 	"syscall"
 	"time"
 
@@ -116,11 +117,13 @@ func (k *keeper) runDaemon(ctx context.Context) (exit, error) {
 }
 
 // daemonCommand is the daemon's process: in a mount namespace of its own, from
-// which nothing propagates (syscall makes it private), and gone when the keeper is.
+// which nothing propagates (syscall makes it private), and gone when the keeper
+// is. It shares the keeper's lock: the next keeper starts when both are dead.
 func (k *keeper) daemonCommand() *exec.Cmd {
 	cmd := exec.Command(k.opts.Command[0], k.opts.Command[1:]...)
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = nil, os.Stdout, os.Stderr
-	cmd.Env = append(stageless(), environment+"="+SocketPath(k.opts.DataDir))
+	cmd.Env = append(stageless(), environment+"="+SocketPath(k.opts.DataDir), lockVariable+"="+strconv.Itoa(firstExtraFD))
+	cmd.ExtraFiles = []*os.File{k.lock}
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: unix.SIGKILL, Setpgid: true}
 	if k.namespace != 0 {
 		cmd.SysProcAttr.Unshareflags = unix.CLONE_NEWNS

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"net/http"
 	"os"
 	"path/filepath"
 	"slices"
@@ -19,6 +20,7 @@ import (
 	"github.com/holdfast-storage/holdfast/blockdev/nbd"
 	"github.com/holdfast-storage/holdfast/blockdev/vfs"
 	"github.com/holdfast-storage/holdfast/cmd/internal/keeper"
+	"github.com/holdfast-storage/holdfast/cmd/internal/observe"
 	"github.com/holdfast-storage/holdfast/cmd/internal/reconcile"
 	"github.com/holdfast-storage/holdfast/cmd/internal/server"
 	"github.com/holdfast-storage/holdfast/plugin/docker"
@@ -59,7 +61,7 @@ type node struct {
 	att   *reconcile.Attachments
 	api   *server.Server
 
-	listeners struct{ api, data, raft, nbd net.Listener }
+	listeners struct{ api, http, data, raft, nbd net.Listener }
 	closers   []func(context.Context)
 	wg        sync.WaitGroup
 	failed    chan error
@@ -220,7 +222,9 @@ func (n *node) startPeer(ctx context.Context) error {
 	g := grpc.NewServer(n.api.Interceptors()...)
 	p.Register(g)
 	n.api.Register(g)
-	listeners := []net.Listener{n.listeners.api}
+	grpcListener, httpListener := observe.Split(n.listeners.api)
+	n.listeners.http = httpListener
+	listeners := []net.Listener{grpcListener}
 	sockets := []string{n.dir.file("control.sock")}
 	if n.o.RunDir != "" {
 		sockets = append(sockets, filepath.Join(n.o.RunDir, "control.sock"))
@@ -380,7 +384,21 @@ func (n *node) serveUsers(context.Context) error {
 	}
 	n.api.Start(server.Options{Cluster: n.meta, Attachments: n.att, Disks: n.disks, Serve: n.serve, Node: n.id.Node,
 		Leader: n.store.Leader, Version: n.o.Version, Warnings: warnings, Off: n.off, Logger: n.log})
+	n.serveObservers()
 	return nil
+}
+
+// serveObservers answers monitoring on the API's port.
+func (n *node) serveObservers() {
+	watch := observe.NewServer(observe.Options{Logger: n.log, Ready: n.api.Ready, Sources: observe.Sources{
+		Version: n.o.Version, Commit: n.o.Commit, Node: n.id.Node, View: n.meta.View, Gone: n.meta.Gone, Raft: n.store,
+		Disks: n.disks.List, Replicas: n.serve.Replicas, Held: n.att.All, Memory: n.att.Memory}})
+	n.run(func() {
+		if err := watch.Serve(n.listeners.http); !errors.Is(err, http.ErrServerClosed) {
+			n.fail("serve monitoring", ignoreClosed(err))
+		}
+	})
+	n.onClose(func(context.Context) { watch.Close() })
 }
 
 func (n *node) servePlugin(context.Context) error {

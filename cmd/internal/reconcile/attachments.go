@@ -356,7 +356,7 @@ func (a *Attachments) attachmentOptions(v *state.Volume, before *state.Volume) a
 	o := attachment.Options{
 		Cluster: a.o.ID, Node: a.o.Node, Instance: a.o.Instance, Level: a.o.Cluster.View().Cluster().Level,
 		Volume: v.ID, Lineage: v.Lineage, Size: v.Size, SegmentSize: v.Options.SegmentSize,
-		Copies: v.Options.Replicas, Ack: v.Options.AckMode,
+		Copies: v.Options.Replicas, Ack: v.Options.AckMode, Policy: policy(v),
 		Epoch: v.Epoch, Session: v.Session, Detached: before.Phase == state.PhaseDetached,
 		Meta: meta{a.o.Cluster}, Dial: a.dial, Gone: a.o.Cluster.Gone, Local: a.o.Serve, Memory: a.memory,
 		Logger: a.o.Logger.With("name", v.Name),
@@ -372,6 +372,11 @@ func (a *Attachments) attachmentOptions(v *state.Volume, before *state.Volume) a
 		o.Segments = append(o.Segments, seg)
 	}
 	return o
+}
+
+// policy is what the volume's options say of missing copies.
+func policy(v *state.Volume) attachment.Policy {
+	return attachment.Policy{MinCopies: v.Options.MinCopies, FailHeldAfter: time.Duration(v.Options.FailHeldAfter) * time.Second}
 }
 
 // replicas translates raft's list; a copy whose disk raft does not know has no
@@ -617,17 +622,41 @@ func (a *Attachments) Device(id holdfast.VolumeID) (blockdev.Device, bool) {
 
 // List returns the volumes that are attached here, by id.
 func (a *Attachments) List() []holdfast.VolumeID {
+	return a.ids(func(h *held) bool { return h.active() != nil })
+}
+
+func (a *Attachments) ids(wanted func(*held) bool) []holdfast.VolumeID {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	var ids []holdfast.VolumeID
 	for id, h := range a.held {
-		if h.active() != nil {
+		if wanted(h) {
 			ids = append(ids, id)
 		}
 	}
 	slices.SortFunc(ids, func(x, y holdfast.VolumeID) int { return cmp.Compare(x.String(), y.String()) })
 	return ids
 }
+
+// HeldVolume is one volume that this node holds, or is about to.
+type HeldVolume struct {
+	Volume holdfast.VolumeID
+	Held
+}
+
+// All says what this node holds of every volume, in the order of their ids.
+func (a *Attachments) All() []HeldVolume {
+	var all []HeldVolume
+	for _, id := range a.ids(func(*held) bool { return true }) {
+		if info, ok := a.Get(id); ok {
+			all = append(all, HeldVolume{id, info})
+		}
+	}
+	return all
+}
+
+// Memory returns the payload that all attachments keep for replay, and its bound.
+func (a *Attachments) Memory() (used, limit int64) { return a.memory.Used() }
 
 // Close ends every attachment as a restart does: what was acknowledged is
 // flushed, devices stay with the keeper, raft is not told, and the next start

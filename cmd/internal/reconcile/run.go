@@ -22,7 +22,7 @@ func (a *Attachments) Run(ctx context.Context) {
 				continue
 			}
 			if known[id] != v {
-				a.tellReplicas(id, v)
+				a.tellVolume(id, v)
 				known[id] = v
 			}
 			a.tellLiveness(id, view)
@@ -34,11 +34,12 @@ func (a *Attachments) Run(ctx context.Context) {
 	}
 }
 
-func (a *Attachments) tellReplicas(id holdfast.VolumeID, v *state.Volume) {
+func (a *Attachments) tellVolume(id holdfast.VolumeID, v *state.Volume) {
 	a.mu.Lock()
 	h := a.held[id]
 	a.mu.Unlock()
 	if att := h.active(); att != nil {
+		att.SetPolicy(policy(v))
 		for i := range v.Segments {
 			att.UpdateReplicas(uint32(i), a.replicas(&v.Segments[i]))
 		}

@@ -5,6 +5,7 @@ import (
 	"context"
 	"fmt"
 	"slices"
+	"time"
 
 	"github.com/holdfast-storage/holdfast"
 	"github.com/holdfast-storage/holdfast/cmd/internal/api"
@@ -130,7 +131,7 @@ func (s *Server) volume(view *state.View, v *state.Volume) *apipb.Volume {
 	out := &apipb.Volume{
 		Name: v.Name, Id: v.ID.String(), Size: v.Size, State: string(v.State()), Epoch: uint64(v.Epoch),
 		ReplicaCount: int32(v.Options.Replicas), Fs: v.Options.FS, FsState: string(v.Format), Mkfs: v.Options.Mkfs,
-		MountOptions: v.Options.MountOptions, MinCopies: int32(v.Options.MinCopies), OnQuorumLoss: "freeze",
+		MountOptions: v.Options.MountOptions, MinCopies: int32(v.Options.MinCopies), OnQuorumLoss: holdfast.HoldPolicy(time.Duration(v.Options.FailHeldAfter) * time.Second),
 		Labels: v.Labels.Map(), SegmentSize: v.Options.SegmentSize, Mounts: s.o.Attachments.Users(v.Name), Mountpoint: s.o.Attachments.Path(v.Name),
 	}
 	if v.Phase != state.PhaseDetached {

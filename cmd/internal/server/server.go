@@ -171,8 +171,15 @@ func (s *Server) plan(view *state.View, name string, given holdfast.VolumeOption
 	if o.Replicas > nodes {
 		return nil, holdfast.Errorf(holdfast.ErrRefused, "%d replicas need as many nodes with disks; there are %d", o.Replicas, nodes).WithRemedy("ask for at most %d, or add nodes", nodes)
 	}
+	if o.MinCopies > o.Replicas {
+		return nil, holdfast.Errorf(holdfast.ErrInvalid, "min_copies=%d is more than the volume's %d replicas", o.MinCopies, o.Replicas).WithRemedy("ask for more replicas, or fewer min_copies")
+	}
+	hold, err := holdfast.HoldTime(o.OnQuorumLoss)
+	if err != nil {
+		return nil, err
+	}
 	options := state.VolumeOptions{Replicas: o.Replicas, FS: o.FileSystem, Mkfs: o.MkfsOptions, MountOptions: o.MountOptions,
-		SegmentSize: holdfast.DefaultSegmentSize, AckMode: holdfast.AckReceived, MinCopies: o.MinCopies}
+		SegmentSize: holdfast.DefaultSegmentSize, AckMode: holdfast.AckReceived, MinCopies: o.MinCopies, FailHeldAfter: int64(hold.Seconds())}
 	placement, err := state.Place(view, state.PlaceRequest{Size: o.Size, SegmentSize: options.SegmentSize, Replicas: o.Replicas,
 		Avoid: s.goneNodes(view), NewReplica: holdfast.NewID[holdfast.ReplicaID]})
 	if err != nil {
@@ -213,6 +220,10 @@ func differs(v *state.Volume, given holdfast.VolumeOptions) string {
 		return "file system"
 	case given.MkfsOptions != "" && given.MkfsOptions != v.Options.Mkfs:
 		return "mkfs option"
+	case given.MinCopies != 0 && given.MinCopies != v.Options.MinCopies:
+		return "min_copies"
+	case given.OnQuorumLoss != "" && given.OnQuorumLoss != holdfast.HoldPolicy(time.Duration(v.Options.FailHeldAfter)*time.Second):
+		return "on_quorum_loss"
 	case given.MountOptions != "" && given.MountOptions != v.Options.MountOptions:
 		return "mount option"
 	}

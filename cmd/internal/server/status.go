@@ -139,14 +139,22 @@ func (s *Server) Status(ctx context.Context, _ *apipb.StatusRequest) (*apipb.Clu
 	if leader, ok := s.o.Leader(); ok {
 		out.Leader = s.nodeName(leader)
 	}
-	_, err := s.o.Cluster.Read(ctx)
-	switch {
-	case err != nil:
-		out.Reason = "raft has no quorum: " + err.Error()
-	case nodesWithDisks(view) == 0:
-		out.Reason = "no node has a disk"
-	default:
+	if err := s.Ready(ctx); err != nil {
+		out.Reason = err.Error()
+	} else {
 		out.Ready = true
 	}
 	return out, nil
+}
+
+// Ready returns nil if a volume could be created now, else ErrUnavailable: why not.
+func (s *Server) Ready(ctx context.Context) error {
+	view, err := s.o.Cluster.Read(ctx)
+	switch {
+	case err != nil:
+		return holdfast.Errorf(holdfast.ErrUnavailable, "raft has no quorum: %w", err)
+	case nodesWithDisks(view) == 0:
+		return holdfast.Errorf(holdfast.ErrUnavailable, "no node has a disk")
+	}
+	return nil
 }
