@@ -91,7 +91,11 @@ func (c *cell) WriteAt(ctx context.Context, p []byte, off int64, fua bool) error
 
 // Trim implements blockdev.Device.
 func (c *cell) Trim(ctx context.Context, off, n int64, fua bool) error {
-	return c.WriteZeroes(ctx, off, n, false, fua)
+	if off < 0 || n < 0 || off > c.size-n {
+		return outside(off, n, c.size)
+	}
+	first, end := (off+pageSize-1)/pageSize*pageSize, (off+n)/pageSize*pageSize // whole pages
+	return c.WriteZeroes(ctx, first, max(0, end-first), false, fua)
 }
 
 // WriteZeroes implements blockdev.Device.
@@ -119,10 +123,10 @@ func (c *cell) change(ctx context.Context, off, n int64, fua bool, set func(part
 		}
 		pg.versions = append(pg.versions, &next)
 		c.fresh[number] = true
+		if fua {
+			c.settle(number)
+		}
 	})
-	if err == nil && fua {
-		c.settle()
-	}
 	return err
 }
 
@@ -130,7 +134,7 @@ func (c *cell) change(ctx context.Context, off, n int64, fua bool, set func(part
 // where the part begins in it and in the range, and its length.
 func (c *cell) each(off, n int64, f func(number, from, at, n int64)) error {
 	if off < 0 || n < 0 || off > c.size-n {
-		return holdfast.Errorf(holdfast.ErrInvalid, "[%d,+%d) leaves a device of %d bytes", off, n, c.size)
+		return outside(off, n, c.size)
 	}
 	for at := int64(0); at < n; {
 		number, from := (off+at)/pageSize, (off+at)%pageSize
@@ -141,6 +145,10 @@ func (c *cell) each(off, n int64, f func(number, from, at, n int64)) error {
 	return nil
 }
 
+func outside(off, n, size int64) error {
+	return holdfast.Errorf(holdfast.ErrInvalid, "[%d,+%d) leaves a device of %d bytes", off, n, size)
+}
+
 // Flush implements blockdev.Device.
 func (c *cell) Flush(ctx context.Context) error {
 	if err := c.enter(ctx); err != nil {
@@ -148,20 +156,20 @@ func (c *cell) Flush(ctx context.Context) error {
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.settle()
+	for number := range c.fresh {
+		c.settle(number)
+	}
 	return nil
 }
 
-// settle brings the cache to the medium; the caller has the lock.
-func (c *cell) settle() {
-	for number := range c.fresh {
-		pg := c.pages[number]
-		pg.versions = pg.versions[len(pg.versions)-1:]
-		if *pg.versions[0] == zeroPage {
-			delete(c.pages, number)
-		}
+// settle brings the newest version of a page to the medium; the caller has the lock.
+func (c *cell) settle(number int64) {
+	pg := c.pages[number]
+	pg.versions = []*[pageSize]byte{pg.versions[len(pg.versions)-1]} // not a part of the old list: that keeps the others alive
+	if *pg.versions[0] == zeroPage {
+		delete(c.pages, number)
 	}
-	clear(c.fresh)
+	delete(c.fresh, number)
 }
 
 // cut takes the power away: requests wait from now on.
@@ -208,8 +216,8 @@ func (c *cell) restore(rng *rand.Rand) (unsynced, lost int) {
 			lost++
 		}
 		pg.versions = append(pg.versions, &kept)
+		c.settle(number)
 	}
-	c.settle()
 	c.dark = nil
 	return unsynced, lost
 }

@@ -126,7 +126,10 @@ func newRun(ctx context.Context, o options, out io.Writer) (*chaos, error) {
 	if _, err := os.Stat(program); err != nil {
 		return nil, fmt.Errorf("%w: run make build", err)
 	}
-	dir, err := os.MkdirTemp("", "hfchaos") // short: paths of unix sockets are
+	if err := removeStale(ctx); err != nil {
+		return nil, fmt.Errorf("clean up after a run that was killed: %w", err)
+	}
+	dir, err := os.MkdirTemp("", ownName()) // short: paths of unix sockets are
 	if err != nil {
 		return nil, err
 	}

@@ -4,19 +4,13 @@ import (
 	"bytes"
 	"context"
 	"fmt"
-	"os"
 	"os/exec"
 	"path/filepath"
 	"strconv"
 	"strings"
-	"syscall"
 
 	"github.com/holdfast-storage/holdfast"
 )
-
-// Names of the network namespaces begin so; make leftovers looks for hf*. The
-// number of the process that made them follows.
-const namespacePrefix = "hfchaos-"
 
 // Ports of a node: its address, and by default the two after it.
 const (
@@ -33,10 +27,7 @@ type network struct {
 
 // newNetwork makes the switch.
 func newNetwork(ctx context.Context) (*network, error) {
-	if err := removeStale(ctx); err != nil {
-		return nil, err
-	}
-	w := &network{prefix: namespacePrefix + strconv.Itoa(os.Getpid()) + "-"}
+	w := &network{prefix: ownName()}
 	err := w.ip(ctx,
 		"netns add "+w.hub(),
 		"-n "+w.hub()+" link add br0 type bridge",
@@ -46,24 +37,6 @@ func newNetwork(ctx context.Context) (*network, error) {
 		return nil, err
 	}
 	return w, nil
-}
-
-// removeStale removes the namespaces of runs that were killed.
-func removeStale(ctx context.Context) error {
-	paths, err := filepath.Glob("/run/netns/" + namespacePrefix + "*")
-	if err != nil {
-		return err
-	}
-	for _, path := range paths {
-		name := filepath.Base(path)
-		pid, _, _ := strings.Cut(strings.TrimPrefix(name, namespacePrefix), "-")
-		if n, err := strconv.Atoi(pid); err == nil && syscall.Kill(n, 0) == syscall.ESRCH {
-			if _, err := command(ctx, nil, "ip", "netns", "del", name); err != nil {
-				return err
-			}
-		}
-	}
-	return nil
 }
 
 func (w *network) hub() string             { return w.prefix + "hub" }
