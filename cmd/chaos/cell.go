@@ -18,7 +18,14 @@ type cell struct {
 	mu    sync.Mutex
 	pages map[int64]*page // by number; those not there are zero
 	fresh map[int64]bool  // pages with versions that were not flushed
-	dark  chan struct{}   // not nil: no power; closed: requests that wait fail
+	out   *outage         // nil: it works
+}
+
+// outage is a time in which requests wait, until it is over for them: then they
+// fail or go on.
+type outage struct {
+	over chan struct{}
+	fail bool // read once over is closed
 }
 
 // page is one 4 KiB page: its last version is what reads see. The first is on the
@@ -42,19 +49,23 @@ func newCell(size int64) *cell {
 	return &cell{size: size, pages: map[int64]*page{}, fresh: map[int64]bool{}}
 }
 
-// enter waits while there is no power, for ever or until release.
+// enter waits for the end of an outage, and fails if that is what it ends with.
 func (c *cell) enter(ctx context.Context) error {
-	c.mu.Lock()
-	dark := c.dark
-	c.mu.Unlock()
-	if dark == nil {
-		return nil
-	}
-	select {
-	case <-dark:
-		return holdfast.Errorf(holdfast.ErrIO, "no power")
-	case <-ctx.Done():
-		return holdfast.Errorf(holdfast.ErrTimeout, "no power: %w", ctx.Err())
+	for {
+		c.mu.Lock()
+		out := c.out
+		c.mu.Unlock()
+		if out == nil {
+			return nil
+		}
+		select {
+		case <-out.over:
+		case <-ctx.Done():
+			return holdfast.Errorf(holdfast.ErrTimeout, "the disk does not answer: %w", ctx.Err())
+		}
+		if out.fail {
+			return holdfast.Errorf(holdfast.ErrIO, "the disk is out")
+		}
 	}
 }
 
@@ -172,24 +183,35 @@ func (c *cell) settle(number int64) {
 	delete(c.fresh, number)
 }
 
-// cut takes the power away: requests wait from now on.
-func (c *cell) cut() {
+// hang lets requests wait from now on: the disk does not answer, or its power is
+// gone.
+func (c *cell) hang() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.dark == nil {
-		c.dark = make(chan struct{})
+	if c.out == nil {
+		c.out = &outage{over: make(chan struct{})}
 	}
 }
 
-// release fails the requests that wait without power, and those to come.
-func (c *cell) release() {
+// fail fails the requests that wait, and all to come until resume or restore.
+func (c *cell) fail() {
+	c.hang()
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	select {
-	case <-c.dark:
-	default:
-		close(c.dark)
+	if !c.out.fail {
+		c.out.fail = true
+		close(c.out.over)
 	}
+}
+
+// resume ends an outage in which nothing was lost: requests that wait go on.
+func (c *cell) resume() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.out != nil && !c.out.fail {
+		close(c.out.over)
+	}
+	c.out = nil
 }
 
 // restore gives power again: of each page that was not flushed the medium has
@@ -218,6 +240,6 @@ func (c *cell) restore(rng *rand.Rand) (unsynced, lost int) {
 		pg.versions = append(pg.versions, &kept)
 		c.settle(number)
 	}
-	c.dark = nil
+	c.out = nil
 	return unsynced, lost
 }

@@ -35,8 +35,8 @@ func get(t *testing.T, c *cell, number int64) []byte {
 
 // powerCut cuts and restores.
 func powerCut(c *cell, seed uint64) (unsynced, lost int) {
-	c.cut()
-	c.release()
+	c.hang()
+	c.fail()
 	return c.restore(rand.New(rand.NewPCG(seed, 0)))
 }
 
@@ -115,7 +115,7 @@ func TestPowerCutLosesTheRest(t *testing.T) {
 func TestCellWithoutPower(t *testing.T) {
 	c := newCell(blockdevtest.MinSize)
 	put(t, c, 0, 'a', true)
-	c.cut()
+	c.hang()
 	ctx, cancel := context.WithCancel(context.Background())
 	cancel()
 	if err := c.Flush(ctx); !errors.Is(err, holdfast.ErrTimeout) {
@@ -123,13 +123,44 @@ func TestCellWithoutPower(t *testing.T) {
 	}
 	answer := make(chan error)
 	go func() { answer <- c.WriteAt(context.Background(), make([]byte, pageSize), 0, true) }()
-	c.release()
+	c.fail()
 	if err := <-answer; !errors.Is(err, holdfast.ErrIO) {
 		t.Errorf("a write without power: %v, want ErrIO", err)
 	}
 	c.restore(rand.New(rand.NewPCG(1, 0)))
 	if got := get(t, c, 0); got[0] != 'a' {
 		t.Errorf("the write without power had effect")
+	}
+}
+
+func TestHungDiskGoesOn(t *testing.T) {
+	c := newCell(blockdevtest.MinSize)
+	put(t, c, 0, 'a', false)
+	c.hang()
+	answer := make(chan error)
+	go func() {
+		answer <- c.WriteAt(context.Background(), bytes.Repeat([]byte{'b'}, pageSize), pageSize, false)
+	}()
+	select {
+	case err := <-answer:
+		t.Fatalf("a hung disk answered: %v", err)
+	default:
+	}
+	c.resume()
+	if err := <-answer; err != nil {
+		t.Errorf("the write of before: %v", err)
+	}
+	if a, b := get(t, c, 0), get(t, c, 1); a[0] != 'a' || b[0] != 'b' {
+		t.Errorf("pages begin with %q and %q", a[0], b[0])
+	}
+	c.fail()
+	if err := c.Flush(context.Background()); !errors.Is(err, holdfast.ErrIO) {
+		t.Errorf("a failing disk: %v, want ErrIO", err)
+	}
+	c.fail()
+	c.resume()
+	if a := get(t, c, 0); a[0] != 'a' {
+		t.Errorf("after the errors the page begins with %q", a[0])
 	}
 }
 

@@ -7,6 +7,8 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -52,9 +54,9 @@ type director struct {
 
 // tallied counts one kind of fault.
 type tallied struct {
-	Name        string `json:"name"`
-	Made, Seen  int
-	LastEffects string
+	name       string
+	made, felt int
+	pause      time.Duration // the longest without any answer
 }
 
 // schedule draws the kinds of faults: decks of the kinds given, each once. Round
@@ -151,31 +153,27 @@ func (d *director) round(ctx context.Context, f fault, rng *rand.Rand) error {
 	if after := d.load.latest(); after != before {
 		d.seen("epoch %d on %s after %d on %s", after.epoch, after.node.name, before.epoch, before.node.name)
 	}
-	if gap := d.load.rec.longestGap(); gap >= stall {
+	gap := d.load.rec.longestGap()
+	if gap >= stall {
 		d.seen("no answer for %.1f s", gap.Seconds())
 	}
-	d.count(f.name)
+	d.count(f.name, gap)
 	return err
 }
 
-func (d *director) count(name string) {
-	at := -1
-	for i := range d.tally {
-		if d.tally[i].Name == name {
-			at = i
-		}
-	}
+func (d *director) count(name string, pause time.Duration) {
+	at := slices.IndexFunc(d.tally, func(t tallied) bool { return t.name == name })
 	if at < 0 {
-		d.tally = append(d.tally, tallied{Name: name})
-		at = len(d.tally) - 1
+		at = len(d.tally)
+		d.tally = append(d.tally, tallied{name: name})
 	}
 	t := &d.tally[at]
-	t.Made++
+	t.made++
 	if len(d.effects) > 0 {
-		t.Seen++
+		t.felt++
 	}
-	t.LastEffects = fmt.Sprint(d.effects)
-	d.say("  effects: %v", d.effects)
+	t.pause = max(t.pause, pause)
+	d.say("  effects: %s", strings.Join(d.effects, "; "))
 }
 
 // seen notes an effect of the present fault.
@@ -394,6 +392,27 @@ func (d *director) pauseFor(ctx context.Context, t time.Duration, n *node) error
 	d.step("%s stopped for %.1f s", n.name, t.Seconds())
 	d.wait(ctx, t)
 	return n.resume()
+}
+
+// hangFor lets a node's disk answer nothing for a time.
+func (d *director) hangFor(ctx context.Context, t time.Duration, n *node) error {
+	d.step("the disk of %s hangs for %.1f s", n.name, t.Seconds())
+	n.supply.cell.hang()
+	d.wait(ctx, t)
+	n.supply.cell.resume()
+	return nil
+}
+
+// repair replaces a disk with I/O errors and starts its node again.
+func (d *director) repair(ctx context.Context, n *node) error {
+	if !n.answers() {
+		d.seen("%s ended by itself", n.name)
+	}
+	d.kill(n)
+	if err := n.replaceDisk(ctx); err != nil {
+		return fmt.Errorf("another disk for %s: %w", n.name, err)
+	}
+	return d.startAll(ctx, n)
 }
 
 func (d *director) cut(ctx context.Context, n *node, c cut) error {

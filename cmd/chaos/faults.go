@@ -45,6 +45,15 @@ var faults = []fault{
 	{"disk image rolled back", rollback, false},
 	{"disk image cloned", clone, false},
 	{"a replica stopped while the holder is killed", pauseAndKill, false},
+	{"flapping network of a replica", flap, false},
+	{"slow network of the holder", slowHolder, false},
+	{"every node cut from every other", islands, false},
+	{"the holder dies while a replica catches up", killDuringResync, false},
+	{"the next holder dies while it takes over", killDuringTakeover, false},
+	{"the disk of a replica hangs", hangReplica, true},
+	{"the disk of the holder hangs", hangHolder, true},
+	{"I/O errors on a replica's disk", failReplica, true},
+	{"I/O errors on the holder's disk, attach elsewhere", failHolder, true},
 	{"a replica loses power", powerReplica, true},
 	{"the holder loses power, attach elsewhere", powerHolder, true},
 	{"all nodes lose power", powerAll, true},
@@ -67,6 +76,9 @@ func long(rng *rand.Rand) time.Duration { return between(rng, 6*time.Second, 10*
 
 // stopTime is around the limits, on both sides of them.
 func stopTime(rng *rand.Rand) time.Duration { return between(rng, 3*time.Second, 8*time.Second) }
+
+// hangTime is around the limits of a request's age, 10 s, too.
+func hangTime(rng *rand.Rand) time.Duration { return between(rng, 3*time.Second, 20*time.Second) }
 
 func killReplicaShortly(ctx context.Context, d *director, rng *rand.Rand) error {
 	return d.killFor(ctx, between(rng, 0, shortly), d.replica(rng))
@@ -220,6 +232,108 @@ func noQuorum(ctx context.Context, d *director, rng *rand.Rand) error {
 
 func forcedAttach(ctx context.Context, d *director, rng *rand.Rand) error {
 	return d.takeover(ctx, d.replica(rng), true)
+}
+
+func flap(ctx context.Context, d *director, rng *rand.Rand) error {
+	n := d.replica(rng)
+	for range 5 {
+		if err := d.cutFor(ctx, between(rng, 300*time.Millisecond, 3*time.Second), n, cut{in: true, out: true}); err != nil {
+			return err
+		}
+		d.wait(ctx, between(rng, 0, 2*time.Second))
+	}
+	return nil
+}
+
+// slowHolder gives the holder less than its clients write.
+func slowHolder(ctx context.Context, d *director, rng *rand.Rand) error {
+	const rate, look = "1mbit", 2 * time.Second
+	h := d.holder()
+	pace := func() float64 {
+		before := d.load.rec.answered()
+		d.wait(ctx, look)
+		return float64(d.load.rec.answered()-before) / look.Seconds()
+	}
+	usual := pace()
+	if err := d.net.slow(ctx, h.number, rate); err != nil {
+		return err
+	}
+	d.step("%s sends %s", h.name, rate)
+	d.wait(ctx, long(rng))
+	if now := pace(); now < usual/2 {
+		d.seen("%.0f answers/s, %.0f before", now, usual)
+	}
+	return d.net.slow(ctx, h.number, "")
+}
+
+func islands(ctx context.Context, d *director, rng *rand.Rand) error {
+	for _, n := range d.nodes {
+		if err := d.cut(ctx, n, cut{in: true, out: true}); err != nil {
+			return err
+		}
+	}
+	d.wait(ctx, long(rng))
+	var errs []error
+	for _, n := range d.nodes {
+		errs = append(errs, d.mend(ctx, n))
+	}
+	return errors.Join(errs...)
+}
+
+func killDuringResync(ctx context.Context, d *director, rng *rand.Rand) error {
+	h, behind := d.holder(), d.replica(rng)
+	if err := d.killFor(ctx, long(rng), behind); err != nil {
+		return err
+	}
+	d.wait(ctx, between(rng, 0, time.Second))
+	if !d.whole() {
+		d.seen("%s was not in sync yet", behind.name)
+	}
+	d.kill(h)
+	err := d.takeover(ctx, d.other(h), false)
+	return errors.Join(err, d.restart(ctx, h))
+}
+
+// killDuringTakeover kills whoever takes over, somewhere between its wait for the
+// dead holder and its first writes. Nobody asks again: a node that was asked once
+// attaches when it starts.
+func killDuringTakeover(ctx context.Context, d *director, rng *rand.Rand) error {
+	h, next := d.holder(), d.replica(rng)
+	d.kill(h)
+	asked := make(chan error, 1)
+	go func() { asked <- next.attach(ctx, takeoverLimit, false) }()
+	d.wait(ctx, between(rng, 3500*time.Millisecond, 6500*time.Millisecond))
+	d.kill(next)
+	if err := <-asked; err == nil {
+		d.step("%s had taken over", next.name)
+	}
+	return d.startAll(ctx, h, next)
+}
+
+func hangReplica(ctx context.Context, d *director, rng *rand.Rand) error {
+	return d.hangFor(ctx, hangTime(rng), d.replica(rng))
+}
+
+func hangHolder(ctx context.Context, d *director, rng *rand.Rand) error {
+	return d.hangFor(ctx, hangTime(rng), d.holder())
+}
+
+func failReplica(ctx context.Context, d *director, rng *rand.Rand) error {
+	n := d.replica(rng)
+	d.step("%s has I/O errors", n.name)
+	n.supply.cell.fail()
+	d.wait(ctx, between(rng, 0, 8*time.Second))
+	return d.repair(ctx, n)
+}
+
+func failHolder(ctx context.Context, d *director, rng *rand.Rand) error {
+	h, next := d.holder(), d.replica(rng)
+	d.step("%s has I/O errors", h.name)
+	h.supply.cell.fail()
+	d.wait(ctx, between(rng, 0, 4*time.Second))
+	h.kill() // its metadata is on the same disk: it cannot go on
+	err := d.takeover(ctx, next, false)
+	return errors.Join(err, d.repair(ctx, h))
 }
 
 // move is what an operator does: nothing is lost, nobody sees an error.

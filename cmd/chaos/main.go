@@ -10,7 +10,7 @@ import (
 	"os/exec"
 	"os/signal"
 	"path/filepath"
-	"strings"
+	"regexp"
 	"sync"
 	"syscall"
 	"time"
@@ -37,7 +37,7 @@ type options struct {
 	minutes float64
 	seed    uint64
 	keep    bool
-	only    string
+	only    *regexp.Regexp
 	power   bool
 }
 
@@ -45,7 +45,7 @@ type options struct {
 func (o options) kinds() []fault {
 	var list []fault
 	for _, f := range faults {
-		if strings.Contains(f.name, o.only) && (o.power || !f.power) {
+		if (o.only == nil || o.only.MatchString(f.name)) && (o.power || !f.power) {
 			list = append(list, f)
 		}
 	}
@@ -59,7 +59,10 @@ func main() {
 	flag.Float64Var(&o.minutes, "minutes", 2, "how long trouble is made")
 	flag.Uint64Var(&o.seed, "seed", 1, "what the schedule is drawn from")
 	flag.BoolVar(&o.keep, "keep", false, "keep logs and disks although all went well")
-	flag.StringVar(&o.only, "only", "", "only the faults whose name contains this")
+	flag.Func("only", "only the faults whose name matches this regular expression", func(s string) (err error) {
+		o.only, err = regexp.Compile(s)
+		return err
+	})
 	flag.BoolVar(&o.power, "power", true, "put the nodes on disks whose power can be cut (FUSE and loop devices)")
 	flag.Parse()
 	if o.nodes < 3 || o.nodes > 5 || o.minutes <= 0 || flag.NArg() > 0 {
@@ -67,7 +70,7 @@ func main() {
 		os.Exit(exitUsage)
 	}
 	if len(o.kinds()) == 0 {
-		fmt.Fprintf(os.Stderr, "chaos: no fault's name contains %q\n", o.only)
+		fmt.Fprintf(os.Stderr, "chaos: no fault's name matches %q\n", o.only)
 		os.Exit(exitUsage)
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
@@ -114,7 +117,7 @@ func newRun(ctx context.Context, o options, out io.Writer) (*chaos, error) {
 	if os.Geteuid() != 0 {
 		return nil, holdfast.Errorf(holdfast.ErrRefused, "network namespaces need root")
 	}
-	for _, p := range []string{"ip", "iptables-restore", "nsenter"} {
+	for _, p := range []string{"ip", "iptables-restore", "nsenter", "tc"} {
 		if _, err := exec.LookPath(p); err != nil {
 			return nil, err
 		}

@@ -139,6 +139,16 @@ func (w *network) dropped(ctx context.Context, number int) (int, error) {
 	return sum, nil
 }
 
+// slow lets a node send no more than rate (tc-tbf(8)); empty: as fast as it can.
+func (w *network) slow(ctx context.Context, number int, rate string) error {
+	words := "qdisc del dev eth0 root"
+	if rate != "" {
+		words = "qdisc add dev eth0 root tbf rate " + rate + " burst 16kb latency 300ms"
+	}
+	_, err := command(ctx, nil, "nsenter", append([]string{"--net=" + w.path(w.host(number)), "tc"}, strings.Fields(words)...)...)
+	return err
+}
+
 // heal ends every cut of a node.
 func (w *network) heal(ctx context.Context, number int) error {
 	return w.rules(ctx, number, "-F FAULTIN", "-F FAULTOUT")

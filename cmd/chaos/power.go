@@ -166,7 +166,7 @@ func (s *supply) sync() error {
 // they do once the power is gone reaches their disks or anybody else.
 func powerOff(nodes ...*node) error {
 	for _, n := range nodes {
-		n.supply.cell.cut()
+		n.supply.cell.hang()
 	}
 	for _, n := range nodes {
 		if err := n.condemn(); err != nil {
@@ -175,13 +175,29 @@ func powerOff(nodes ...*node) error {
 	}
 	var errs []error
 	for _, n := range nodes {
-		n.supply.cell.release() // a process that waits for its disk can die now
+		n.supply.cell.fail() // a process that waits for its disk can die now
 	}
 	for _, n := range nodes {
 		n.kill()
 		errs = append(errs, n.supply.disconnect())
 	}
 	return errors.Join(errs...)
+}
+
+// replaceDisk gives a node whose disk failed, and which is down, the same disk
+// again without errors. The kernel has not started anew; what it could not write
+// is lost.
+func (n *node) replaceDisk(ctx context.Context) error {
+	if err := n.supply.disconnect(); err != nil {
+		return err
+	}
+	n.supply.cell.resume()
+	ctx, cancel := context.WithTimeout(ctx, mountLimit)
+	defer cancel()
+	if err := n.supply.connect(ctx); err != nil {
+		return err
+	}
+	return n.supply.mount(ctx)
 }
 
 // powerOn gives a node's disk power again, with what was not synced lost in part.

@@ -22,13 +22,13 @@ func (r *chaos) print(failure error) bool {
 	for _, b := range r.report.Undecided {
 		fmt.Fprintf(r.out, "undecided within %v: block %d\n", judgeLimit, b)
 	}
-	fmt.Fprintln(r.out, "faults (made, felt):")
-	made, seen := 0, 0
+	fmt.Fprintln(r.out, "faults (made, felt, longest time without any answer):")
+	made, felt := 0, 0
 	for _, t := range r.tally {
-		fmt.Fprintf(r.out, "  %3d %3d  %s\n", t.Made, t.Seen, t.Name)
-		made, seen = made+t.Made, seen+t.Seen
+		fmt.Fprintf(r.out, "  %3d %3d %5.1f s  %s\n", t.made, t.felt, t.pause.Seconds(), t.name)
+		made, felt = made+t.made, felt+t.felt
 	}
-	fmt.Fprintf(r.out, "  %3d %3d  in all\n", made, seen)
+	fmt.Fprintf(r.out, "  %3d %3d  in all\n", made, felt)
 	c := r.load.rec.counts
 	fmt.Fprintf(r.out, "requests: %d reads, %d writes, %d flushes answered; %d unanswered, %d answered with an error\n", c.Reads, c.Writes, c.Flushes, c.Unanswered, c.Errors)
 	takeovers, lossy := 0, 0
@@ -44,8 +44,8 @@ func (r *chaos) print(failure error) bool {
 	fmt.Fprintf(r.out, "sessions: %d, %d of them on another node than the one before, %d lossy (they were seen to take %d acknowledged, unflushed writes); replicas evicted %d times, in sync again %d times\n", len(h.Sessions), takeovers, lossy, r.report.Reverted, evictions, rejoins)
 	fmt.Fprintf(r.out, "judged: %d block histories, %d sound, %d undecided; %d replicas compared, %d the same\n", r.report.Blocks, r.report.Sound, len(r.report.Undecided), r.copies, r.compared)
 	only := ""
-	if r.o.only != "" {
-		only = fmt.Sprintf(" -only %q", r.o.only)
+	if r.o.only != nil {
+		only = fmt.Sprintf(" -only '%v'", r.o.only)
 	}
 	if !r.o.power {
 		only += " -power=false"
