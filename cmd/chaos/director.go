@@ -20,9 +20,10 @@ import (
 
 // The volume: small, so that whole copies are cheap; each region is hot once.
 const (
-	volumeName   = "v"
-	volumeSize   = 64 << 20
-	volumeBlocks = volumeSize / holdfast.BlockSize
+	volumeName     = "v"
+	volumeSize     = 64 << 20
+	volumeBlocks   = volumeSize / holdfast.BlockSize
+	volumeReplicas = 3 // each on another node; some nodes have none
 )
 
 // Limits on what must come by itself once the trouble is over. They are wide: the
@@ -102,7 +103,7 @@ func (d *director) form(ctx context.Context) error {
 			return err
 		}
 	}
-	voters := len(d.nodes) - 1 + len(d.nodes)%2 // an even number of nodes has one voter less
+	const voters = 3 // of three to five nodes
 	if err := d.until(ctx, startLimit, fmt.Sprintf("%d voters", voters), func() bool {
 		s, err := d.nodes[0].status(ctx)
 		return err == nil && int(s.Voters) == voters && int(s.NodesUp) == len(d.nodes)
@@ -111,7 +112,7 @@ func (d *director) form(ctx context.Context) error {
 	}
 	err := d.nodes[0].call(ctx, startLimit, func(ctx context.Context, c *api.Client) error {
 		_, err := c.CreateVolume(ctx, &apipb.CreateVolumeRequest{Name: volumeName, Options: map[string]string{
-			"size": fmt.Sprintf("%dB", int64(volumeSize)), "replicas": fmt.Sprint(min(3, len(d.nodes))),
+			"size": fmt.Sprintf("%dB", int64(volumeSize)), "replicas": fmt.Sprint(volumeReplicas),
 		}})
 		return err
 	})

@@ -52,27 +52,27 @@ func (n *node) removeImage(kind string) error {
 	return errors.Join(os.RemoveAll(n.imageOf(kind)), os.RemoveAll(n.imageOf(kind)+".wal"))
 }
 
-// readCopy reads the one replica on the disk of a node that has ended, and gives
+// readCopies reads the replicas on the disk of a node that has ended, and gives
 // each block to see.
-func readCopy(ctx context.Context, n *node, see func(block int64, p []byte)) (history.Copy, error) {
+func readCopies(ctx context.Context, n *node, see func(block int64, p []byte)) ([]history.Copy, error) {
 	d, err := disk.Open(ctx, vfs.OS{}, n.image(), disk.Options{})
 	if err != nil {
-		return history.Copy{}, fmt.Errorf("open the disk of %s: %w", n.name, err)
+		return nil, fmt.Errorf("open the disk of %s: %w", n.name, err)
 	}
 	defer d.Close()
-	replicas := d.Replicas()
-	if len(replicas) != 1 {
-		return history.Copy{}, holdfast.Errorf(holdfast.ErrIntegrity, "%d replicas on the disk of %s, want 1", len(replicas), n.name)
-	}
-	st := replicas[0].Status()
-	c := history.Copy{Node: n.name, Tail: uint64(st.Tail)}
-	p := make([]byte, holdfast.BlockSize)
-	for block := range st.Size / holdfast.BlockSize {
-		if err := replicas[0].ReadAt(p, block*holdfast.BlockSize); err != nil {
-			return history.Copy{}, fmt.Errorf("read block %d on the disk of %s: %w", block, n.name, err)
+	var copies []history.Copy
+	for _, r := range d.Replicas() {
+		st := r.Status()
+		c := history.Copy{Node: n.name, Tail: uint64(st.Tail)}
+		p := make([]byte, holdfast.BlockSize)
+		for block := range st.Size / holdfast.BlockSize {
+			if err := r.ReadAt(p, block*holdfast.BlockSize); err != nil {
+				return nil, fmt.Errorf("read block %d on the disk of %s: %w", block, n.name, err)
+			}
+			c.Sums = append(c.Sums, sha256.Sum256(p))
+			see(block, p)
 		}
-		c.Sums = append(c.Sums, sha256.Sum256(p))
-		see(block, p)
+		copies = append(copies, c)
 	}
-	return c, nil
+	return copies, nil
 }

@@ -280,7 +280,7 @@ func (r *chaos) compare(ctx context.Context) error {
 		}
 	}
 	for _, n := range r.nodes {
-		c, err := readCopy(ctx, n, func(block int64, p []byte) {
+		these, err := readCopies(ctx, n, func(block int64, p []byte) {
 			if _, err := history.Parse(p, block); err != nil {
 				torn++
 				r.found(history.Violation{Rule: "C6", Block: block, What: fmt.Sprintf("on the disk of %s: %v", n.name, err)})
@@ -289,9 +289,12 @@ func (r *chaos) compare(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		copies = append(copies, c)
+		copies = append(copies, these...)
 	}
 	r.copies = len(copies)
+	if len(copies) != volumeReplicas {
+		return holdfast.Errorf(holdfast.ErrIntegrity, "%d replicas on all disks, want %d", len(copies), volumeReplicas)
+	}
 	differ := history.Compare(copies)
 	for _, v := range differ {
 		r.found(v)
