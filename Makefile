@@ -6,7 +6,7 @@ COMMIT  ?= $(shell git rev-parse HEAD 2>/dev/null || echo unknown)
 LDFLAGS := -s -w -X main.version=$(VERSION) -X main.commit=$(COMMIT)
 LINT    := $(GO) tool -modfile=.ci/tools/go.mod golangci-lint
 
-.PHONY: help build unit test race demo bench soak leftovers lint proto glossary clean
+.PHONY: help build unit test race demo chaos bench soak leftovers lint proto glossary clean
 
 help: ## print the verbs
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -28,11 +28,20 @@ test: lint build ## all that this machine can run, as root
 	.ci/gotest mutants -tags holdfast_mutants -run 'TestMutants' ./replication/sim
 	.ci/gotest lose-acked -tags holdfast_mutant_lose_acked -run 'LoseAcked' ./replication/sim
 	.ci/demo
+	$(MAKE) --no-print-directory chaos MINUTES=2
 	$(GO) run ./cmd/bench -holdfast bin/holdfast -quick -json $(OUT)/bench.json
 	$(GO) run ./cmd/demo leftovers
 
 demo: build ## three Docker hosts, a database on a volume, a host dies; BREAK=lose-acked must fail
 	$(GO) run ./cmd/demo $(if $(BREAK),-break $(BREAK))
+
+# Another schedule with every commit, the same one for the same commit.
+MINUTES ?= 10
+SEED    ?= $(shell printf '%d' 0x$$(git rev-parse --short=8 HEAD 2>/dev/null || echo 1))
+chaos: build ## MINUTES=n SEED=s: real nodes, real faults, histories judged; CHAOS= more flags
+	@mkdir -p $(OUT)
+	$(GO) build -o $(OUT)/chaos ./cmd/chaos
+	$(OUT)/chaos -holdfast bin/holdfast -minutes $(MINUTES) -seed $(SEED) $(CHAOS)
 
 bench: build ## the same jobs on holdfast and on nbdkit, as ratios
 	$(GO) run ./cmd/bench -holdfast bin/holdfast $(BENCH)
@@ -41,6 +50,7 @@ soak: build ## the long proofs: minutes to hours, as root
 	@mkdir -p $(OUT)
 	$(GO) run ./cmd/demo -rounds 20 -report $(OUT)/soak-hosts.json
 	HOLDFAST_SOAK=1 HOLDFAST_SOAK_ROUNDS=25 .ci/gotest soak -timeout 4h -run 'TestReplicaDiesUnderVerify|TestHolderDies|Takeover|Death|Kill' ./cmd/e2e ./cmd/internal/keeper
+	$(MAKE) --no-print-directory chaos MINUTES=60
 
 leftovers: ## what tests and the demo left behind; fails if there is anything
 	$(GO) run ./cmd/demo leftovers

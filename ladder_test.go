@@ -50,12 +50,14 @@ var ladder = map[string]int{
 	"cmd/internal/keeper":     5,
 	"cmd/internal/durable":    5,
 	"cmd/internal/lab":        5,
+	"cmd/internal/history":    5,
 	"cmd/internal/observe":    7,
 	"cmd/internal/server":     7,
 	"cmd/internal/node":       8,
 	"cmd/holdfast":            9,
 	"cmd/demo":                9,
 	"cmd/bench":               9,
+	"cmd/chaos":               9,
 	"cmd/e2e":                 9,
 	"raftstore/peer/peerpb":   3,
 }
@@ -80,6 +82,7 @@ var trees = map[string][]string{
 var pure = map[string][]string{
 	"replication/coordinator": {"cmp", "errors", "fmt", "slices", "sort", "strings", "strconv", "math", "math/bits", "encoding/binary", "bytes", "time", "iter", "maps"},
 	"replication/replica":     {"cmp", "errors", "fmt", "slices", "sort", "strings", "strconv", "math", "math/bits", "encoding/binary", "bytes", "time", "iter", "maps"},
+	"cmd/internal/history":    {"cmp", "encoding/binary", "fmt", "math", "slices", "strings", "time", "github.com/anishathalye/porcupine"},
 	"raftstore/state":         {"bytes", "cmp", "crypto/sha256", "encoding/binary", "encoding/hex", "errors", "fmt", "hash/crc32", "iter", "maps", "math", "slices", "sort", "strconv", "strings", "time", "google.golang.org/protobuf/proto"},
 }
 
