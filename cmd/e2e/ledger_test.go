@@ -125,6 +125,13 @@ func (w *load) waitAcks(n int) {
 	}
 }
 
+// now is how many writes were acknowledged so far.
+func (w *load) now() int {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.acked
+}
+
 // stop ends the client and waits for it.
 func (w *load) stop() {
 	w.conn.Close()
