@@ -97,6 +97,7 @@ type member struct {
 	maxAsOf   holdfast.Seq
 	wholeSent bool
 	copyRetry time.Duration
+	copyDelay time.Duration // pause after the next failure of a CopyLog
 	copyDone  int64
 	copyTotal int64
 }
