@@ -83,7 +83,7 @@ func (c *Core) explainData(add func(time.Duration, string, ...any)) {
 			add(r.since, "replica %v to answer a read", r.source.ID)
 		case readConfirm:
 			for _, m := range c.members {
-				if m.inAckset && m != r.source && m.pong < r.round {
+				if m.inAckset && m != r.source && m.pong < r.round && !c.covers(m) {
 					add(r.since, "replica %v (%s) to confirm that no other writer exists", m.ID, linkNames[m.link])
 				}
 			}
