@@ -82,6 +82,8 @@ type Options struct {
 	SegmentSize int64 // bytes; zero: holdfast.DefaultSegmentSize
 	Copies      int   // replicas the volume was made with
 	Ack         holdfast.AckMode
+	// PingsOnly (read_promises=off): see coordinator.Options.
+	PingsOnly bool
 
 	Epoch      holdfast.Epoch // the one AttachBegin issued
 	Session    holdfast.SessionID

@@ -623,6 +623,7 @@ type MemberState struct {
 	InSync    bool   // in raft's in-sync set as far as known
 	InAckset  bool
 	Tail, Dur holdfast.Seq
-	CopyDone  int64 // chunks, while copying
+	Promised  time.Duration // how long its read promise stands yet; zero: none
+	CopyDone  int64         // chunks, while copying
 	CopyTotal int64
 }

@@ -111,7 +111,7 @@ func (c *Core) State() State {
 		}
 		s.Members = append(s.Members, MemberState{
 			Replica: m.ID, Node: m.Node, Role: m.Role, Link: link, InSync: m.inISR, InAckset: m.inAckset,
-			Tail: m.tail, Dur: m.dur, CopyDone: m.copyDone, CopyTotal: m.copyTotal,
+			Tail: m.tail, Dur: m.dur, CopyDone: m.copyDone, CopyTotal: m.copyTotal, Promised: max(0, m.promised-c.now),
 		})
 	}
 	return s
