@@ -147,3 +147,56 @@ func TestDiskHangs(t *testing.T) {
 	}
 	c.compare(m.data, c.hosts...)
 }
+
+// Members are put out while their logs are full of entries whose commit they
+// were never told. What they lack fits in only once they are told.
+func TestPutOutWithFullLogs(t *testing.T) {
+	c := newCluster(t, 3, 16<<20, 16<<20)
+	o := c.options(c.hosts[0])
+	o.Limits.WindowBytes = 64 << 20
+	o.Limits.FlushEvery = time.Hour
+	o.Limits.FlushBytes = 64 << 20
+	a, err := New(o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = a.Close() })
+	c.waitAttached(a)
+	m := newModel(24, c.size)
+	write := func(from, to int64) {
+		for off := from; off < to; off += 1 << 20 {
+			for i := range int64(1 << 20) {
+				m.data[off+i] = byte(off>>18 + i>>10)
+			}
+			if err := a.WriteAt(t.Context(), m.data[off:off+1<<20], off, false); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	free := func() int64 {
+		st := c.hosts[1].disk.Stat()
+		return st.WALSize - st.WALUsed
+	}
+	end := int64(0)
+	for ; free() > 5<<20; end += 1 << 20 {
+		write(end, end+1<<20)
+	}
+	if got := a.Status().Segments[0].State.Commit; got != 0 {
+		t.Fatalf("commit is %d before anything was flushed, want 0", got)
+	}
+	for _, h := range c.hosts[1:] {
+		h.reach(false)
+	}
+	c.eventually("the writer is alone", a, func() bool { return len(c.meta.isr(0)) == 1 })
+	write(end, 16<<20)
+	write(0, 2<<20)
+	for _, h := range c.hosts[1:] {
+		h.reach(true)
+	}
+	c.waitInSync(a, 3)
+	m.verify(t, a)
+	if err := a.Detach(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	c.compare(m.data, c.hosts...)
+}

@@ -50,6 +50,8 @@ type host struct {
 	node holdfast.NodeID
 	id   holdfast.DiskID
 
+	promise time.Duration // set before start; newHost sets none to speak of
+
 	mu     sync.Mutex
 	fs     *vfs.Memory
 	disk   *disk.Disk
@@ -105,7 +107,7 @@ func (h *host) start() {
 	if err != nil {
 		h.t.Fatalf("open disk of node %v: %v", h.node, err)
 	}
-	s, err := serve.New(serve.Options{Cluster: testCluster, Node: h.node, Instance: holdfast.NewID[holdfast.InstanceID](), PromiseLength: 1, Logger: testLogger(h.t)})
+	s, err := serve.New(serve.Options{Cluster: testCluster, Node: h.node, Instance: holdfast.NewID[holdfast.InstanceID](), PromiseLength: max(1, h.promise), Logger: testLogger(h.t)})
 	if err != nil {
 		h.t.Fatal(err)
 	}

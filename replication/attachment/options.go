@@ -91,6 +91,8 @@ type Options struct {
 	Copies      int   // replicas the volume was made with
 	Ack         holdfast.AckMode
 	Policy      Policy
+	// PingsOnly (read_promises=off): see coordinator.Options.
+	PingsOnly bool
 
 	Epoch      holdfast.Epoch // the one AttachBegin issued
 	Session    holdfast.SessionID

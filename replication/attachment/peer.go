@@ -305,6 +305,8 @@ func (s *segment) take(c *conn, h wire.Header, m wire.Message) {
 		s.stepLocked(coordinator.Acked{Replica: id, Conn: n, Tail: m.Tail})
 	case *wire.Pong:
 		s.stepLocked(coordinator.Pong{Replica: id, Conn: n, Nonce: uint64(h.Request)})
+	case *wire.Promised:
+		s.stepLocked(coordinator.Pong{Replica: id, Conn: n, Nonce: uint64(h.Request), Promise: m.Length})
 	case *wire.Flushed:
 		s.stepLocked(coordinator.Flushed{Replica: id, Conn: n, ID: uint64(h.Request), Dur: m.Durable})
 	case *wire.Fenced:

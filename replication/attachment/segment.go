@@ -91,7 +91,7 @@ func newSegment(a *Attachment, index int, size int64) *segment {
 		Now: now(), Node: a.o.Node, Epoch: a.o.Epoch, ISRVersion: d.ISRVersion,
 		Replicas: append([]coordinator.Replica(nil), d.Replicas...), History: append([]coordinator.Start(nil), d.History...),
 		HistoryPruned: d.HistoryPruned, Floor: d.Floor, Detached: a.o.Detached, End: d.End, AcceptLoss: a.o.AcceptLoss,
-		Copies: a.o.Copies, Ack: a.o.Ack, Limits: a.o.Limits,
+		PingsOnly: a.o.PingsOnly, Copies: a.o.Copies, Ack: a.o.Ack, Limits: a.o.Limits,
 		MinCopies: a.o.Policy.MinCopies, FailHeldAfter: a.o.Policy.FailHeldAfter,
 	}
 	if a.o.Gone != nil {
@@ -250,7 +250,11 @@ func (s *segment) do(act coordinator.Action) {
 	case coordinator.SampleRead:
 		s.sampleRead(a)
 	case coordinator.SendPing:
-		s.send(a.Replica, a.Conn, wire.RequestID(a.Nonce), &wire.Ping{})
+		if a.Promise {
+			s.send(a.Replica, a.Conn, wire.RequestID(a.Nonce), &wire.Promise{})
+		} else {
+			s.send(a.Replica, a.Conn, wire.RequestID(a.Nonce), &wire.Ping{})
+		}
 	case coordinator.SendCommit:
 		s.commit = max(s.commit, a.Seq)
 		s.send(a.Replica, a.Conn, 0, &wire.Commit{Seq: a.Seq})

@@ -61,6 +61,11 @@ type Options struct {
 	// AcceptLoss: the operator allows a lossy start at once.
 	AcceptLoss bool
 
+	// PingsOnly (read_promises=off): no read is answered by a promise, every one
+	// waits for a ping round. For hosts whose clocks cannot be relied on: a
+	// virtual machine that may be paused without its clock telling.
+	PingsOnly bool
+
 	Copies int // replicas the volume was made with
 	// MinCopies: with fewer in-sync copies writes are held; 0 and 1 hold none.
 	MinCopies int
@@ -76,7 +81,7 @@ type Options struct {
 // Limits are the times and sizes of the protocol; zero fields take the default.
 type Limits struct {
 	Tick          time.Duration // how often the edge ticks; 100 ms
-	PromiseLength time.Duration // L, 2 s: two ticks more than L/2 apart are a stall
+	PromiseLength time.Duration // L, 2 s: promises are asked for every L/4; two ticks more than L/2 apart are a stall
 	Suspect       time.Duration // silence until a member is suspected; 2 s
 	Evict         time.Duration // silence until it is evicted; 5 s
 	OpAge         time.Duration // age of an unacknowledged op or flush until eviction; 10 s
@@ -154,11 +159,13 @@ type (
 		ID      uint64
 		Dur     holdfast.Seq
 	}
-	// Pong is the answer to SendPing.
+	// Pong is the answer to SendPing. Promise, if not zero: the replica answers
+	// no FENCE of a higher epoch for that long from the arrival of the ping.
 	Pong struct {
 		Replica holdfast.ReplicaID
 		Conn    Conn
 		Nonce   uint64
+		Promise time.Duration
 	}
 	// WholeOK is the answer to SendWhole.
 	WholeOK struct {
@@ -297,7 +304,8 @@ type (
 	}
 	// Disconnect takes a Connect back.
 	Disconnect struct{ Replica holdfast.ReplicaID }
-	// CloseConn closes a connection; LinkDown is still delivered for it.
+	// CloseConn closes a connection, with CLOSE as its last message: no read is
+	// answered any more by what was promised on it. LinkDown is still delivered.
 	CloseConn struct {
 		Replica holdfast.ReplicaID
 		Conn    Conn
@@ -347,13 +355,15 @@ type (
 		Epoch   holdfast.Epoch
 		Seq     holdfast.Seq
 	}
-	// SendPing sends PING. It must be handed to the connection after this
-	// action was returned, never taken from an earlier one (R10).
+	// SendPing sends PING or, with Promise, PROMISE. It must be handed to the
+	// connection after this action was returned, never taken from an earlier
+	// one (R10).
 	SendPing struct {
 		Replica holdfast.ReplicaID
 		Conn    Conn
 		Epoch   holdfast.Epoch
 		Nonce   uint64
+		Promise bool
 	}
 	// SendIntact sends INTACT.
 	SendIntact struct {
@@ -630,6 +640,7 @@ type MemberState struct {
 	InSync    bool   // in raft's in-sync set as far as known
 	InAckset  bool
 	Tail, Dur holdfast.Seq
-	CopyDone  int64 // chunks, while copying
+	Promised  time.Duration // how long its read promise stands yet; zero: none
+	CopyDone  int64         // chunks, while copying
 	CopyTotal int64
 }

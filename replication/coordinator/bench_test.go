@@ -82,9 +82,9 @@ func BenchmarkRead(b *testing.B) {
 			}
 		}
 		if nonce > 0 {
-			c.Step(0, Pong{rep("b"), 2, nonce})
-			c.Step(0, Pong{rep("c"), 3, nonce})
-			c.Step(0, Pong{rep("a"), 1, nonce})
+			c.Step(0, Pong{rep("b"), 2, nonce, 0})
+			c.Step(0, Pong{rep("c"), 3, nonce, 0})
+			c.Step(0, Pong{rep("a"), 1, nonce, 0})
 		}
 		if len(pending) > 32 {
 			s := pending[0]

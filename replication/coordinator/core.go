@@ -49,6 +49,10 @@ type Core struct {
 	round     uint64 // nonce of the last ping round
 	roundWant bool
 	pingedAt  time.Duration
+	rounds    [roundsKept]time.Duration // when each of the last began
+	doubted   uint64                    // answers up to this round promise nothing
+	readAt    time.Duration             // the last read's arrival
+	hasRead   bool
 
 	// Raft.
 	command    *command
@@ -153,6 +157,7 @@ func (c *Core) Step(now time.Duration, ev Event) []Action {
 		return c.out
 	}
 	c.now = max(c.now, now)
+	c.doubtClock()
 	_, c.ticking = ev.(Tick)
 	switch e := ev.(type) {
 	case Write:
@@ -171,7 +176,7 @@ func (c *Core) Step(now time.Duration, ev Event) []Action {
 		c.onSampled(e)
 	case Pong:
 		if m := c.from(e.Replica, e.Conn); m != nil {
-			m.pong = max(m.pong, e.Nonce)
+			c.onPong(m, e)
 		}
 	case Flush:
 		c.waits.push(wait{id: e.ID, target: c.acked, since: c.now})

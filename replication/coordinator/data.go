@@ -182,10 +182,18 @@ func (c *Core) onFlushed(m *member, e Flushed) {
 // sendCommits tells the members what their bases may take (R9).
 func (c *Core) sendCommits() {
 	for _, m := range c.members {
-		if m.link == linkStreaming && m.commitSent < c.commit {
-			m.commitSent = c.commit
-			c.do(SendCommit{Replica: m.ID, Conn: m.conn, Epoch: c.opt.Epoch, Seq: c.commit})
+		if m.link >= linkCatchup {
+			c.sendCommit(m)
 		}
+	}
+}
+
+// sendCommit tells one member. All that an opened member holds is of the
+// history that commit counts.
+func (c *Core) sendCommit(m *member) {
+	if m.commitSent < c.commit {
+		m.commitSent = c.commit
+		c.do(SendCommit{Replica: m.ID, Conn: m.conn, Epoch: c.opt.Epoch, Seq: c.commit})
 	}
 }
 

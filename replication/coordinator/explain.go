@@ -89,7 +89,7 @@ func (c *Core) explainData(add func(time.Duration, string, ...any)) {
 			add(r.since, "replica %v to answer a read", r.source.ID)
 		case readConfirm:
 			for _, m := range c.members {
-				if m.inAckset && m != r.source && m.pong < r.round {
+				if m.inAckset && m != r.source && m.pong < r.round && !c.covers(m) {
 					add(r.since, "replica %v (%s) to confirm that no other writer exists", m.ID, linkNames[m.link])
 				}
 			}
@@ -117,7 +117,7 @@ func (c *Core) State() State {
 		}
 		s.Members = append(s.Members, MemberState{
 			Replica: m.ID, Node: m.Node, Role: m.Role, Link: link, InSync: m.inISR, InAckset: m.inAckset,
-			Tail: m.tail, Dur: m.dur, CopyDone: m.copyDone, CopyTotal: m.copyTotal,
+			Tail: m.tail, Dur: m.dur, CopyDone: m.copyDone, CopyTotal: m.copyTotal, Promised: max(0, m.promised-c.now),
 		})
 	}
 	return s

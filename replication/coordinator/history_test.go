@@ -195,7 +195,7 @@ func (h *history) do(line string) []string {
 	case "flushed":
 		ev = Flushed{r, conn, uint64(n(2)), holdfast.Seq(n(3))}
 	case "pong":
-		ev = Pong{r, conn, uint64(n(2))}
+		ev = Pong{r, conn, uint64(n(2)), time.Duration(key("promise")) * time.Millisecond}
 	case "wholeok":
 		ev = WholeOK{r, conn, holdfast.Seq(n(2))}
 	case "failed":
@@ -313,6 +313,8 @@ func (h *history) create(pos []string, kv map[string]string) []string {
 			o.FailHeldAfter = time.Duration(h.num(v)) * time.Millisecond
 		case "window":
 			o.Limits.WindowOps = int(h.num(v))
+		case "pings-only":
+			o.PingsOnly = true
 		case "accept-loss":
 			o.AcceptLoss = true
 		case "pruned":
@@ -375,6 +377,9 @@ func word(a Action) string {
 	case SendCommit:
 		return fmt.Sprintf("COMMIT %s %d", to(a.Replica, a.Conn), a.Seq)
 	case SendPing:
+		if a.Promise {
+			return fmt.Sprintf("PROMISE %s %d", to(a.Replica, a.Conn), a.Nonce)
+		}
 		return fmt.Sprintf("PING %s %d", to(a.Replica, a.Conn), a.Nonce)
 	case SendIntact:
 		return "INTACT " + to(a.Replica, a.Conn)

@@ -14,7 +14,7 @@ import (
 //	                                     -> joining -> streaming (while copying)
 //
 // The end of a connection leads to down from everywhere; what is known of a
-// member by its connection (tail, dur, pong) is known by that one only (R8).
+// member by its connection (tail, dur, pong, promise) is known by that one only (R8).
 type linkState uint8
 
 const (
@@ -66,6 +66,7 @@ type member struct {
 	covered    holdfast.Seq // what the flushes sent cover
 	pinged     uint64
 	pong       uint64
+	promised   time.Duration // it answers no higher FENCE before this, by our clock
 	commitSent holdfast.Seq
 	intactSent bool
 
@@ -98,6 +99,7 @@ type member struct {
 	maxAsOf   holdfast.Seq
 	wholeSent bool
 	copyRetry time.Duration
+	copyDelay time.Duration // pause after the next failure of a CopyLog
 	copyDone  int64
 	copyTotal int64
 }
@@ -225,7 +227,7 @@ func (c *Core) forget(m *member) {
 	}
 	m.sent, m.covered, m.commitSent = 0, 0, 0
 	m.flushes = m.flushes[:0]
-	m.pinged, m.pong = 0, 0
+	m.pinged, m.pong, m.promised = 0, 0, 0
 	m.intactSent, m.confirmed, m.tooShort = false, false, false
 	m.pinned, m.joining, m.copied, m.wholeSent = false, false, false, false
 	m.rounds, m.maxAsOf = 0, 0

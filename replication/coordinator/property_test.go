@@ -211,7 +211,7 @@ func TestMadhouse(t *testing.T) {
 				}
 				m.step(Flushed{r, c, m.c.flushIDs, seq})
 			case 13:
-				m.step(Pong{r, c, m.c.round})
+				m.step(Pong{r, c, m.c.round, time.Duration(rapid.IntRange(0, 2000).Draw(t, "promise")) * time.Millisecond})
 			case 14, 15:
 				id++
 				m.asked[id] = 0

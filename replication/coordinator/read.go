@@ -12,7 +12,8 @@ import (
 //	before -> sampling -> after -> confirm -> done
 //
 // before: overlapping writes in flight when it came; after: those in flight
-// when the sample was taken, which it may show; confirm: the ping round (R10).
+// when the sample was taken, which it may show; confirm: the promise of every
+// other ackset member, or its answer in a ping round (R10).
 type readStep uint8
 
 const (
@@ -48,6 +49,7 @@ func (c *Core) onRead(e Read) {
 	} else {
 		r = new(read)
 	}
+	c.readAt, c.hasRead = c.now, true
 	*r = read{id: e.ID, offset: e.Offset, length: e.Length, since: c.now, tried: r.tried[:0]}
 	r.overlap = c.win.overlap(c.acked, e.Offset, e.Length)
 	c.reads = append(c.reads, r)
@@ -74,9 +76,13 @@ func (c *Core) progressRead(r *read) (done bool) {
 	if r.step == readAfter && r.overlap <= c.acked {
 		r.step = readConfirm
 	}
-	if r.step == readConfirm && c.confirmed(r) {
-		c.do(CompleteRead{ID: r.id})
-		return true
+	if r.step == readConfirm {
+		if c.confirmed(r) {
+			c.do(CompleteRead{ID: r.id})
+			return true
+		}
+		// A promise ran out since the sample was asked for.
+		c.roundWant = c.roundWant || c.round < r.round
 	}
 	if r.step == readBefore && r.err != nil && len(r.tried) > 0 && c.untried(r) == nil {
 		c.do(CompleteRead{ID: r.id, Err: r.err})
@@ -101,7 +107,7 @@ func (c *Core) sampleRead(r *read) {
 // needsPing says whether a read from m needs another member's word.
 func (c *Core) needsPing(m *member) bool {
 	for _, o := range c.members {
-		if o != m && o.inAckset {
+		if o != m && o.inAckset && !c.covers(o) {
 			return true
 		}
 	}
@@ -159,10 +165,14 @@ func (c *Core) onSampled(e Sampled) {
 	}
 }
 
-// confirmed applies R10: every other ackset member answered a ping that was
-// sent after the read arrived, on its present connection. (The member read
-// from checked the epoch at the sample.) A read promise would be checked here.
+// confirmed applies R10: every other ackset member promised, on its present
+// connection, to answer no higher FENCE until later than now, which is after
+// the sample; or it answered a ping there that was sent after the read arrived.
+// (The member read from checked the epoch at the sample.)
 func (c *Core) confirmed(r *read) bool {
+	if Mutant == "read_without_lease" && r.source.Node == c.opt.Node {
+		return true
+	}
 	if Mutant == "remote_read_epoch_only" && r.source.Node != c.opt.Node {
 		return true
 	}
@@ -171,7 +181,7 @@ func (c *Core) confirmed(r *read) bool {
 		if !m.inAckset || m == r.source {
 			continue
 		}
-		if m.link == linkStreaming && m.pong >= r.round {
+		if c.covers(m) || m.link == linkStreaming && m.pong >= r.round {
 			some = true
 		} else {
 			all = false
@@ -222,12 +232,13 @@ func (c *Core) sendPings() {
 			c.roundWant = false
 			c.round++
 			c.pingedAt = c.now
+			c.rounds[c.round%roundsKept] = c.now
 		}
 	}
 	for _, m := range c.members {
 		if m.link == linkStreaming && m.pinged < c.round {
 			m.pinged = c.round
-			c.do(SendPing{Replica: m.ID, Conn: m.conn, Epoch: c.opt.Epoch, Nonce: c.round})
+			c.do(SendPing{Replica: m.ID, Conn: m.conn, Epoch: c.opt.Epoch, Nonce: c.round, Promise: m.inAckset && c.wantsPromises()})
 		}
 	}
 }

@@ -10,6 +10,10 @@ import (
 // ackset (protocol section 8: 1 MiB): near enough that writers do not notice.
 const countWithin = 1 << 20
 
+// maxCopyDelay is the longest pause between two tries to bring a member its
+// log: short beside what a round of it costs.
+const maxCopyDelay = 5 * time.Second
+
 // maxRoundsUnpinned bounds the rounds of log copying before the window is
 // pinned, so that writers cannot run ahead for ever.
 const maxRoundsUnpinned = 3
@@ -92,6 +96,9 @@ func (c *Core) onOpened(m *member, e Opened) {
 	default:
 		m.link = linkCatchup
 		m.rounds = 0
+		// Its log may be full of entries whose commit it was never told: it takes
+		// no more before it is.
+		c.sendCommit(m)
 		c.notice(NoticeCatchUp, m, false, "log from %d to %d", e.Tail+1, c.acked)
 		c.progressCatchup(m)
 	}
@@ -106,6 +113,7 @@ func (c *Core) progressCatchup(m *member) {
 		m.copy = 0 // reached; its report will find nobody
 	}
 	if m.tail+1 >= c.win.first {
+		m.copyDelay = 0
 		m.link, m.sent = linkStreaming, m.tail
 		m.pinned, m.pinAt = true, m.tail
 		return
@@ -152,6 +160,9 @@ func (c *Core) onCopiedLog(e CopiedLog) {
 	if tooShort {
 		m.answered = true
 	}
+	// At once the first time; what fails again and again, more and more seldom.
+	m.retry = max(m.retry, c.now+m.copyDelay)
+	m.copyDelay = min(max(2*m.copyDelay, c.lim.Tick), maxCopyDelay)
 	c.connect(m)
 }
 

@@ -57,7 +57,9 @@ type Event interface{ replicaEvent() }
 
 type (
 	// Tick tells the time, at least every 250 ms. All times are monotonic
-	// durations from any fixed start (CLOCK_BOOTTIME).
+	// durations from any fixed start (CLOCK_BOOTTIME). After two Ticks further
+	// apart than half a promise the clock is not believed: a promise that may
+	// still stand lasts its whole length again, once.
 	Tick struct{ Now time.Duration }
 
 	// Fence is FENCE from a writer, the first message of every connection:
@@ -105,11 +107,15 @@ type (
 		Epoch holdfast.Epoch
 		Seq   holdfast.Seq
 	}
-	// Ping is PING (R10).
+	// Ping is PING or, with Promise, PROMISE (R10): say that no higher epoch was
+	// accepted, and promise to let none in for a while. Now is the time of its
+	// arrival, at the latest that of this Step; only a promise needs it.
 	Ping struct {
-		Conn  Conn
-		Epoch holdfast.Epoch
-		Nonce uint64
+		Conn    Conn
+		Epoch   holdfast.Epoch
+		Nonce   uint64
+		Promise bool
+		Now     time.Duration
 	}
 	// Read is READ. The edge keeps range and buffer under (Conn, ID).
 	Read struct {
@@ -150,6 +156,9 @@ type (
 	// Closed tells that a connection ended, whoever ended it. Nothing of it
 	// may be delivered after this.
 	Closed struct{ Conn Conn }
+	// Left is CLOSE: the writer of this connection answers no more reads by
+	// what was promised on it. Closed follows.
+	Left struct{ Conn Conn }
 
 	// Fenced answers LogFence.
 	Fenced struct{ Err error }
@@ -296,11 +305,14 @@ type (
 		ID    uint64
 		Dur   holdfast.Seq
 	}
-	// SendPong answers Ping.
+	// SendPong answers Ping: PONG or, with Promise, PROMISED: no FENCE of a
+	// higher epoch is answered for that long from the arrival of the Ping, as
+	// this end's clock counts it.
 	SendPong struct {
-		Conn  Conn
-		Epoch holdfast.Epoch
-		Nonce uint64
+		Conn    Conn
+		Epoch   holdfast.Epoch
+		Nonce   uint64
+		Promise time.Duration
 	}
 	// SendSample sends the sampled bytes kept under (Conn, ID), or Err.
 	SendSample struct {
@@ -357,6 +369,7 @@ func (Install) replicaEvent()   {}
 func (Whole) replicaEvent()     {}
 func (Fetch) replicaEvent()     {}
 func (Closed) replicaEvent()    {}
+func (Left) replicaEvent()      {}
 func (Fenced) replicaEvent()    {}
 func (Opened) replicaEvent()    {}
 func (Appended) replicaEvent()  {}
@@ -399,10 +412,13 @@ type Options struct {
 	Status Status
 	// Now is the time of the start.
 	Now time.Duration
-	// PromiseLength is how long this copy waits from Now before it accepts a
-	// FENCE above Status.Fence: a promise given before a restart is forgotten
-	// but never broken. 0 means DefaultPromiseLength.
+	// PromiseLength is how long a promise of this copy lasts, and how long it
+	// waits from Now before it accepts a FENCE above Status.Fence: a promise
+	// given before a restart is forgotten but never broken. So it may be
+	// shortened only once the longer one has passed. 0 means DefaultPromiseLength.
 	PromiseLength time.Duration
+	// Fresh: this copy was just made, nobody was ever promised anything.
+	Fresh bool
 }
 
 // DefaultPromiseLength is L of the protocol.

@@ -61,17 +61,21 @@ const maxWaiters = 1024
 
 // Core is one copy. It is not safe for concurrent use.
 type Core struct {
-	now     time.Duration
-	started time.Duration
-	promise time.Duration
+	now    time.Duration
+	length time.Duration // of a promise
 
 	st Status
 	// accepted is the highest epoch whose FENCE was accepted. Above st.Fence
 	// while that is being made durable; lower epochs are ignored from the
 	// moment of acceptance (R4).
 	accepted holdfast.Epoch
-	held     *Fence // a higher FENCE that waits for the start-up time to pass
+	// No higher FENCE is accepted before promised: a promise stands until then,
+	// or may have been given before the start.
+	promised time.Duration
+	doubted  bool   // it was put off once because of the clock
+	held     *Fence // a higher FENCE that waits for it
 	heldAt   time.Duration
+	lastTick time.Duration
 
 	sess     session
 	sessions uint64
@@ -123,12 +127,16 @@ func New(o Options) *Core {
 	if o.PromiseLength == 0 {
 		o.PromiseLength = DefaultPromiseLength
 	}
-	c := &Core{now: o.Now, started: o.Now, promise: o.PromiseLength, st: o.Status}
+	c := &Core{now: o.Now, length: o.PromiseLength, st: o.Status}
 	c.st.EpochStarts = append([]EpochStart(nil), o.Status.EpochStarts...)
 	c.accepted = c.st.Fence
 	c.handed, c.handedEpoch = c.st.Tail, c.st.TailEpoch
 	c.commitGot = c.st.Commit
-	c.since = o.Now
+	c.since, c.lastTick = o.Now, o.Now
+	c.promised = o.Now
+	if !o.Fresh && Mutant != "promise_lost_on_crash" {
+		c.promised += o.PromiseLength
+	}
 	return c
 }
 
@@ -153,9 +161,7 @@ func (c *Core) Step(ev Event) []Action {
 	case Appended:
 		c.appended(e)
 	case Ping:
-		if c.admit(e.Conn, e.Epoch) {
-			c.do(SendPong{Conn: e.Conn, Epoch: e.Epoch, Nonce: e.Nonce})
-		}
+		c.ping(e)
 	case Read:
 		c.read(e)
 	case Sampled:
@@ -169,8 +175,7 @@ func (c *Core) Step(ev Event) []Action {
 			c.commitGot = e.Seq
 		}
 	case Tick:
-		c.now = max(c.now, e.Now)
-		c.releaseHeld()
+		c.tick(e.Now)
 	case Fence:
 		c.fence(e)
 	case Fenced:
@@ -202,6 +207,8 @@ func (c *Core) Step(ev Event) []Action {
 		c.appliedTo(e)
 	case Closed:
 		c.closed(e.Conn)
+	case Left:
+		c.left(e.Conn)
 	case Failed:
 		c.fail(e.Err)
 	}

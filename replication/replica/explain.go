@@ -11,7 +11,7 @@ func (c *Core) Explain() []Wait {
 		return w
 	}
 	if c.held != nil {
-		add(Wait{For: fmt.Sprintf("the start-up time to pass (until %v) before epoch %d is accepted", c.started+c.promise, c.held.Epoch), Since: c.heldAt})
+		add(Wait{For: fmt.Sprintf("the promise to an older writer, or the start-up time, to pass (until %v) before epoch %d is accepted", c.promised, c.held.Epoch), Since: c.heldAt})
 	}
 	switch c.sess.step {
 	case stepFencing:

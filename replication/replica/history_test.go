@@ -142,8 +142,10 @@ func (h *history) do(line string) []string {
 		}
 		h.c = New(Options{Status: st})
 		if !strings.Contains(line, " starting") {
-			h.now = DefaultPromiseLength
-			h.c.Step(Tick{h.now})
+			for range 2 { // no gap in which the clock would be doubted
+				h.now += DefaultPromiseLength / 2
+				h.c.Step(Tick{h.now})
+			}
 		}
 		return nil
 	case "explain":
@@ -175,7 +177,10 @@ func (h *history) do(line string) []string {
 	case "commit":
 		ev = Commit{conn, epoch, holdfast.Seq(n(2))}
 	case "ping":
-		ev = Ping{conn, epoch, uint64(n(2))}
+		ev = Ping{Conn: conn, Epoch: epoch, Nonce: uint64(n(2))}
+	case "promise":
+		h.now += time.Duration(key("ms")) * time.Millisecond
+		ev = Ping{conn, epoch, uint64(n(2)), true, h.now}
 	case "read":
 		ev = Read{conn, epoch, uint64(key("id"))}
 	case "intact":
@@ -188,6 +193,8 @@ func (h *history) do(line string) []string {
 		ev = Fetch{conn, epoch, uint64(key("id")), strings.Contains(line, " chunks"), holdfast.Seq(key("from")), holdfast.Seq(key("to"))}
 	case "closed":
 		ev = Closed{conn}
+	case "left":
+		ev = Left{conn}
 	case "fenced":
 		ev = Fenced{err}
 	case "opened":
@@ -278,6 +285,9 @@ func word(a Action) string {
 	case SendFlushed:
 		return fmt.Sprintf("#%d FLUSHED id %d dur %d", a.Conn, a.ID, a.Dur)
 	case SendPong:
+		if a.Promise > 0 {
+			return fmt.Sprintf("#%d PROMISED %v %d", a.Conn, a.Promise, a.Nonce)
+		}
 		return fmt.Sprintf("#%d PONG %d", a.Conn, a.Nonce)
 	case SendSample:
 		return fmt.Sprintf("#%d SAMPLE id %d: %s", a.Conn, a.ID, kindOf(a.Err))

@@ -4,8 +4,8 @@ import (
 	"github.com/holdfast-storage/holdfast"
 )
 
-// fence takes FENCE, or holds it back until no promise given before a restart
-// can stand any more.
+// fence takes FENCE, or holds it back while a promise stands, or may stand from
+// before a restart.
 func (c *Core) fence(e Fence) {
 	switch {
 	case c.failed != nil:
@@ -14,7 +14,7 @@ func (c *Core) fence(e Fence) {
 	case e.Epoch < c.accepted:
 		c.do(SendRefused{Conn: e.Conn, Fence: c.accepted})
 		c.do(CloseConn{Conn: e.Conn})
-	case e.Epoch > c.accepted && c.now < c.started+c.promise:
+	case e.Epoch > c.accepted && c.now < c.promised:
 		if c.held != nil && c.held.Conn != e.Conn {
 			older := *c.held
 			if e.Epoch < older.Epoch {
@@ -30,7 +30,7 @@ func (c *Core) fence(e Fence) {
 }
 
 func (c *Core) releaseHeld() {
-	if c.held == nil || c.now < c.started+c.promise {
+	if c.held == nil || c.now < c.promised {
 		return
 	}
 	e := *c.held

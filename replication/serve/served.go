@@ -101,7 +101,7 @@ type session struct {
 	reads int
 }
 
-func newServed(p *pool, log replicaLog, logger *slog.Logger, promise time.Duration) *served {
+func newServed(p *pool, log replicaLog, logger *slog.Logger, promise time.Duration, fresh bool) *served {
 	st := log.Status()
 	s := &served{
 		desc: st.ReplicaDesc, disk: p, log: log,
@@ -111,7 +111,7 @@ func newServed(p *pool, log replicaLog, logger *slog.Logger, promise time.Durati
 		sessions: map[replica.Conn]*session{},
 		batches:  map[replica.Batch]*kept{},
 		reads:    map[readKey]*request{},
-		core:     replica.New(replica.Options{Status: coreStatus(log), Now: now(), PromiseLength: promise}),
+		core:     replica.New(replica.Options{Status: coreStatus(log), Now: now(), PromiseLength: promise, Fresh: fresh}),
 		applied:  st.Applied, check: st.Checkpoint,
 	}
 	s.ctx, s.stop = context.WithCancel(context.Background())
@@ -211,7 +211,7 @@ func (s *served) do(a replica.Action) {
 	case replica.SendAck:
 		s.send(a.Conn, a.Epoch, 0, &wire.Ack{Tail: a.Tail})
 	case replica.SendPong:
-		s.send(a.Conn, a.Epoch, wire.RequestID(a.Nonce), &wire.Pong{})
+		s.sendPong(a)
 	case replica.SendFlushed:
 		s.send(a.Conn, a.Epoch, wire.RequestID(a.ID), &wire.Flushed{Durable: a.Dur})
 	case replica.SendFenceOK:
@@ -234,6 +234,15 @@ func (s *served) do(a replica.Action) {
 			s.flushLater(c.link, true)
 		}
 	}
+}
+
+// sendPong answers PING and PROMISE. What is too short to say is no promise.
+func (s *served) sendPong(a replica.SendPong) {
+	if a.Promise < time.Millisecond {
+		s.send(a.Conn, a.Epoch, wire.RequestID(a.Nonce), &wire.Pong{})
+		return
+	}
+	s.send(a.Conn, a.Epoch, wire.RequestID(a.Nonce), &wire.Promised{Length: a.Promise})
 }
 
 // send queues a message on a session's link; epoch zero means the session's.

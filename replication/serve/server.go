@@ -26,8 +26,9 @@ type Options struct {
 	Instance holdfast.InstanceID // of this process
 	Level    holdfast.ClusterLevel
 	Logger   *slog.Logger // nil discards
-	// PromiseLength is how long a replica that was just opened accepts no new
-	// fence. Zero: replica.DefaultPromiseLength.
+	// PromiseLength is how long a read promise lasts, and how long a replica that
+	// was just opened accepts no new fence. At most wire.MaxPromise. Zero:
+	// replica.DefaultPromiseLength.
 	PromiseLength time.Duration
 }
 
@@ -76,6 +77,9 @@ func New(o Options) (*Server, error) {
 	}
 	if o.Level == 0 {
 		o.Level = holdfast.Level1
+	}
+	if o.PromiseLength < 0 || o.PromiseLength > wire.MaxPromise {
+		return nil, holdfast.Errorf(holdfast.ErrInvalid, "serve replicas: promises of %v, at most %v", o.PromiseLength, wire.MaxPromise)
 	}
 	if o.PromiseLength == 0 {
 		o.PromiseLength = replica.DefaultPromiseLength
@@ -151,7 +155,7 @@ func (s *Server) AddDisk(d *disk.Disk) error {
 	}
 	var opened []*served
 	for _, r := range d.Replicas() {
-		opened = append(opened, newServed(p, newDiskLog(r), s.o.Logger, s.o.PromiseLength))
+		opened = append(opened, newServed(p, newDiskLog(r), s.o.Logger, s.o.PromiseLength, false))
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -232,7 +236,7 @@ func (s *Server) CreateReplica(id holdfast.DiskID, desc disk.ReplicaDesc) error 
 		}
 	}
 	// It is new: nobody was ever promised anything.
-	opened := newServed(p, newDiskLog(r), s.o.Logger, 1)
+	opened := newServed(p, newDiskLog(r), s.o.Logger, s.o.PromiseLength, true)
 	s.mu.Lock()
 	s.served[desc.Replica] = opened
 	s.mu.Unlock()

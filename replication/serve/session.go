@@ -105,11 +105,14 @@ func (s *served) take(c *session, h wire.Header, m wire.Message) error {
 		s.stepLocked(replica.Commit{Conn: c.conn, Epoch: h.Epoch, Seq: m.Seq})
 	case *wire.Ping:
 		s.stepLocked(replica.Ping{Conn: c.conn, Epoch: h.Epoch, Nonce: uint64(h.Request)})
+	case *wire.Promise:
+		s.stepLocked(replica.Ping{Conn: c.conn, Epoch: h.Epoch, Nonce: uint64(h.Request), Promise: true, Now: now()})
 	case *wire.Intact:
 		s.stepLocked(replica.Intact{Conn: c.conn, Epoch: h.Epoch})
 	case *wire.Whole:
 		s.stepLocked(replica.Whole{Conn: c.conn, Epoch: h.Epoch})
 	case *wire.Close:
+		s.stepLocked(replica.Left{Conn: c.conn})
 		s.flushLater(c.link, true)
 	default:
 		m.Release()

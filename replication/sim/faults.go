@@ -25,9 +25,11 @@ type rates struct {
 	flushEvery  time.Duration
 	window      int           // operations in the replay window
 	takeover    time.Duration // how long a dead holder is waited for
+	grace       time.Duration // AttachGrace; 0: its default
+	pingsOnly   bool          // read_promises=off
 
 	// Faults, each as the mean time between two.
-	crash, power, blackout, cut, isolate, reset, stall, force, detach, outage, recycle, drill, absence, broken time.Duration
+	crash, power, blackout, cut, isolate, reset, stall, force, detach, outage, recycle, drill, eclipse, absence, broken, jump time.Duration
 
 	loseAnswer float64
 	flips      float64 // bits, per append or read
@@ -91,6 +93,15 @@ func (w *world) drawRates() {
 		w.rates.flips = 0.01 * r.Float64()
 	}
 	w.rates.absence = pick(0.5, 3*s, 15*s)
+	w.rates.jump = pick(0.3, 10*s, 40*s)
+	w.rates.pingsOnly = w.chance(0.35)
+	switch w.rng.Intn(3) {
+	case 0:
+		w.rates.grace = w.between(time.Millisecond, 10*time.Millisecond)
+	case 1:
+		w.rates.grace = w.between(time.Millisecond, 500*time.Millisecond)
+	}
+	w.rates.eclipse = pick(0.4, 4*s, 15*s)
 	w.rates.drill = pick(0.5, 5*s, 20*s)
 	if r.Float64() < 0.6 {
 		w.rates.strike = 0.4 * r.Float64()
@@ -144,6 +155,7 @@ func (w *world) faults() {
 		}
 	})
 	w.every(w.rates.stall, func() { some().pause(w.between(50*time.Millisecond, 9*time.Second)) })
+	w.every(w.rates.jump, func() { some().jump(w.between(1050*time.Millisecond, 8*time.Second)) })
 	w.every(w.rates.force, func() {
 		if !w.ctl.finished {
 			w.log("the volume is taken over by force")
@@ -156,6 +168,7 @@ func (w *world) faults() {
 		w.log("raft is out of reach until %v", w.raft.outUntil)
 	})
 	w.every(w.rates.drill, w.drill)
+	w.every(w.rates.eclipse, w.eclipse)
 	w.every(w.rates.absence, w.absence)
 	w.every(w.rates.broken, func() { w.breakDisk(w.reps[w.rng.Intn(len(w.reps))]) })
 	w.every(w.rates.recycle, func() {
@@ -212,6 +225,68 @@ func (w *world) drill() {
 		}
 	}
 	w.after(d, func() { split(false) })
+}
+
+// eclipse is the old writer's best chance to read what is no longer true: it is
+// being read, so the members promised, and is cut off from one of them, where
+// the volume is taken over at once. That member may have lost its memory of the
+// promise with its process. Until well after every promise has run out, the old
+// writer is asked to read what the new one is asked to write.
+func (w *world) eclipse() {
+	h := w.ctl.holder
+	other := w.reps[w.rng.Intn(len(w.reps))]
+	if h == nil || !h.active || w.ctl.finished || other == h.node || !other.up {
+		return
+	}
+	here := make([]bool, len(w.nodes)) // the old writer's side
+	for i := range here {
+		here[i] = i != other.index && (i == h.n || w.chance(0.6))
+	}
+	split := func(v bool) {
+		for a := range here {
+			for b := range here {
+				if here[a] != here[b] {
+					w.setCut(a, b, v)
+				}
+			}
+		}
+	}
+	w.log("eclipse: n%d is cut off with %v", h.n, here)
+	end := w.now + 3*time.Second
+	var stare func()
+	stare = func() {
+		if w.healing || w.now > end {
+			return
+		}
+		for _, wr := range []*writer{h, w.ctl.holder} {
+			o := &op{wr: wr, kind: opWrite, m: mutation{first: w.rng.Intn(2), n: 1}}
+			if wr == h {
+				o.kind = opRead
+			}
+			if wr.active && !wr.ended && !wr.detaching && wr.node.up && wr.node.life == wr.life && wr.reading < 2*depth && wr.writing < 2*depth {
+				wr.node.run(wr.life, func() { wr.request(o) })
+			}
+		}
+		w.after(w.between(3*time.Millisecond, 20*time.Millisecond), stare)
+	}
+	stare()
+	w.after(w.between(5*time.Millisecond, 700*time.Millisecond), func() {
+		if w.healing {
+			return
+		}
+		split(true)
+		h.node.raftCutUntil = end
+		soon := w.between(time.Millisecond, 100*time.Millisecond)
+		if w.chance(0.4) {
+			w.restart(other, false, soon)
+		}
+		w.after(soon+10*time.Millisecond, func() {
+			if !w.ctl.finished && !w.healing {
+				w.ctl.attachBut(here)
+			}
+		})
+		w.at(end, func() { split(false) })
+	})
 }
 
 // absence is the other classic: a copy is away, for long enough to be put out

@@ -90,12 +90,12 @@ func newHost(n *node) *host {
 		reads: map[readKey]readMsg{}, samples: map[readKey]sampleMsg{}, fetches: map[readKey]fetchMsg{},
 	}
 	st := n.disk.mem.st
-	h.core = replica.New(replica.Options{Status: st, Now: n.w.now})
+	h.core = replica.New(replica.Options{Status: st, Now: n.clock()})
 	return h
 }
 
 func (h *host) tick() {
-	h.step(replica.Tick{Now: h.n.w.now})
+	h.step(replica.Tick{Now: h.n.clock()})
 	d := h.n.disk
 	if h.n.w.chance(h.n.w.rates.checkpoint) {
 		d.checkpoint(h.n.w.rng.Intn(40))
@@ -135,6 +135,10 @@ func (h *host) receive(l *link, body any) {
 	case readMsg:
 		m.ev.Conn = c
 		h.reads[readKey{c, m.ev.ID}] = m
+		if Mutant == "local_fence_unnoticed" && l.local() {
+			h.act(replica.LogRead{Conn: c, ID: m.ev.ID})
+			return
+		}
 		h.step(m.ev)
 	case fetchMsg:
 		m.ev.Conn = c
@@ -166,12 +170,15 @@ func (h *host) receive(l *link, body any) {
 		m.Conn = c
 		h.step(m)
 	case replica.Ping:
-		m.Conn = c
+		m.Conn, m.Now = c, h.n.clock()
 		h.step(m)
 	case replica.Intact:
 		m.Conn = c
 		h.step(m)
 	case replica.Whole:
+		m.Conn = c
+		h.step(m)
+	case replica.Left:
 		m.Conn = c
 		h.step(m)
 	}
@@ -265,7 +272,9 @@ func (h *host) act(a replica.Action) {
 		w.log("n%d fenced by %d: tail %d (epoch %d) dur %d commit %d applied %d intact %v syncing %v", h.n.index, a.Epoch, a.Status.Tail, a.Status.TailEpoch, a.Status.Dur, a.Status.Commit, a.Status.Applied, a.Status.Intact, a.Status.Syncing)
 		h.send(a.Conn, a)
 	case replica.SendRefused:
-		h.send(a.Conn, a)
+		if !h.unnoticed(a.Conn) {
+			h.send(a.Conn, a)
+		}
 	case replica.SendOpened:
 		w.strike(0.3)
 		w.ambushed(h.n, 3*w.rates.delay+2*w.rates.raftDelay)
@@ -293,10 +302,16 @@ func (h *host) act(a replica.Action) {
 		delete(h.installs, a.Batch)
 		h.send(a.Conn, installedMsg{id: m.id, asOf: a.AsOf, retry: a.Retry})
 	case replica.CloseConn:
-		if l := h.conns[a.Conn]; l != nil {
+		if l := h.conns[a.Conn]; l != nil && !h.unnoticed(a.Conn) {
 			l.closeByReplica()
 		}
 	}
+}
+
+// unnoticed says whether the mutant applies to a connection: a writer that runs
+// beside its replica, reads its disk, and does not look at the fence.
+func (h *host) unnoticed(c replica.Conn) bool {
+	return Mutant == "local_fence_unnoticed" && h.conns[c] != nil && h.conns[c].local()
 }
 
 // applySoon takes committed, durable entries into the base, in the background.
@@ -344,6 +359,10 @@ func (h *host) sample(key readKey) {
 		s.values = append(s.values, h.n.disk.mem.block(b))
 	}
 	h.samples[key] = s
+	if h.unnoticed(key.conn) {
+		h.act(replica.SendSample{Conn: key.conn, ID: key.id})
+		return
+	}
 	h.step(replica.Sampled{Conn: key.conn, ID: key.id})
 }
 

@@ -36,6 +36,11 @@ var mutants = []struct {
 	{"install_below_ckpt", 6000},
 	{"list_before_applied", 6000},
 	{"install_not_durable", 6000},
+	{"ignore_promise", 6000},
+	{"no_lease_margin", 6000},
+	{"promise_lost_on_crash", 6000},
+	{"read_without_lease", 6000},
+	{"local_fence_unnoticed", 6000},
 }
 
 var mutantFlag = flag.String("mutant", "", "leave this rule out in TestSeeds")

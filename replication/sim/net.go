@@ -1,6 +1,10 @@
 package sim
 
-import "time"
+import (
+	"time"
+
+	"github.com/holdfast-storage/holdfast/replication/replica"
+)
 
 // link is one connection between a writer and a replica's host. Each direction
 // keeps its order. An end that closes, or dies, is seen by the other end after
@@ -126,6 +130,7 @@ func (l *link) closeByWriter() {
 		return
 	}
 	l.wOpen = false
+	l.sendToReplica(replica.Left{})
 	l.sendToReplica(fin{})
 	l.wr.node.after(0, func() { l.wr.linkDown(l) })
 }

@@ -40,10 +40,10 @@ func (r *register) attachBegin(n *node) coordinator.Options {
 	r.epoch++
 	r.active = false
 	o := coordinator.Options{
-		Now: r.w.now, Node: n.id, Epoch: r.epoch, ISRVersion: r.version,
+		Now: n.clock(), Node: n.id, PingsOnly: r.w.rates.pingsOnly, Epoch: r.epoch, ISRVersion: r.version,
 		History: append([]coordinator.Start(nil), r.history...), Floor: r.floor, Detached: r.detached, End: r.end,
 		Copies: len(r.w.reps), Gone: r.w.ctl.gone(),
-		Limits: coordinator.Limits{WindowOps: r.w.rates.window, FlushEvery: r.w.rates.flushEvery},
+		Limits: coordinator.Limits{WindowOps: r.w.rates.window, FlushEvery: r.w.rates.flushEvery, AttachGrace: r.w.rates.grace},
 	}
 	for _, x := range r.w.reps {
 		role := holdfast.RoleStale

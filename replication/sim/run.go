@@ -31,6 +31,10 @@ type Report struct {
 	Simulated time.Duration
 }
 
+// maxDrift is how fast or slow a clock may run. The margin of a promise allows
+// 11 % between two clocks.
+const maxDrift = 0.05
+
 // recovery is how long a healed cluster may take until every copy is in sync
 // again. The longest wait of the protocol is T_wait, 30 s.
 const recovery = 4 * time.Minute
@@ -54,7 +58,16 @@ func Run(cfg Config) Report {
 	w.raft = &register{w: w}
 	w.ctl = &controller{w: w, lastReach: make([]time.Duration, n)}
 	for i := range n {
-		x := &node{w: w, index: i, id: idOf[holdfast.NodeID](1, i)}
+		x := &node{w: w, index: i, id: idOf[holdfast.NodeID](1, i), rate: 1, doubtedAt: -time.Hour}
+		x.skew = w.between(0, time.Hour)
+		switch w.rng.Intn(4) {
+		case 0:
+			x.rate += maxDrift * (2*w.rng.Float64() - 1)
+		case 1:
+			x.rate += maxDrift
+		case 2:
+			x.rate -= maxDrift
+		}
 		w.nodes = append(w.nodes, x)
 		w.cut = append(w.cut, make([]bool, n))
 		if i < copies {

@@ -99,8 +99,13 @@ type node struct {
 	boot   int // counts boots
 	downAt time.Duration
 
+	// Its CLOCK_BOOTTIME: skew + rate*world time, and what it jumped ahead.
+	rate float64
+	skew time.Duration
+
 	pausedUntil time.Duration
-	inbox       []func() // what arrived while paused
+	doubtedAt   time.Duration // last stall or jump
+	inbox       []func()      // what arrived while paused
 
 	disk *disk // nil on a host without a replica
 	host *host
@@ -109,6 +114,22 @@ type node struct {
 	ambushIntact bool          // ... when it is declared intact
 	raftCutUntil time.Duration // this host does not reach raft
 	writers      []*writer
+}
+
+// clock is what the node's clock shows.
+func (n *node) clock() time.Duration {
+	return n.skew + time.Duration(n.rate*float64(n.w.now))
+}
+
+// jump puts the clock ahead. The claim is limited: one jump, of more than half
+// a promise, within ten seconds in which the process ran all along.
+func (n *node) jump(d time.Duration) {
+	if n.w.now < n.pausedUntil || n.w.now-n.doubtedAt < 10*time.Second {
+		return
+	}
+	n.w.log("the clock of n%d jumps ahead by %v", n.index, d)
+	n.skew += d
+	n.doubtedAt = n.w.now
 }
 
 // run has do executed by this process life of the node: not at all if it died,
@@ -136,6 +157,7 @@ func (n *node) pause(d time.Duration) {
 	}
 	n.w.log("n%d stands still for %v", n.index, d)
 	n.pausedUntil = n.w.now + d
+	n.doubtedAt = n.pausedUntil
 	life := n.life
 	n.w.at(n.pausedUntil, func() {
 		if n.life != life || !n.up {

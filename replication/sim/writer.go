@@ -77,7 +77,7 @@ func (wr *writer) step(ev coordinator.Event) {
 	if wr.node.life != wr.life || !wr.node.up {
 		return
 	}
-	wr.execute(wr.core.Step(wr.node.w.now, ev))
+	wr.execute(wr.core.Step(wr.node.clock(), ev))
 }
 
 func (wr *writer) execute(actions []coordinator.Action) {
@@ -151,7 +151,7 @@ func (wr *writer) receive(l *link, body any) {
 	case replica.SendFlushed:
 		wr.step(coordinator.Flushed{Replica: id, Conn: c, ID: m.ID, Dur: m.Dur})
 	case replica.SendPong:
-		wr.step(coordinator.Pong{Replica: id, Conn: c, Nonce: m.Nonce})
+		wr.step(coordinator.Pong{Replica: id, Conn: c, Nonce: m.Nonce, Promise: m.Promise})
 	case replica.SendWhole:
 		wr.step(coordinator.WholeOK{Replica: id, Conn: c, Dur: m.Dur})
 	case replica.SendFailed:
@@ -199,7 +199,7 @@ func (wr *writer) act(a coordinator.Action) {
 	case coordinator.SendCommit:
 		wr.send(a.Conn, replica.Commit{Epoch: a.Epoch, Seq: a.Seq})
 	case coordinator.SendPing:
-		wr.send(a.Conn, replica.Ping{Epoch: a.Epoch, Nonce: a.Nonce})
+		wr.send(a.Conn, replica.Ping{Epoch: a.Epoch, Nonce: a.Nonce, Promise: a.Promise})
 	case coordinator.SendIntact:
 		wr.send(a.Conn, replica.Intact{Epoch: a.Epoch})
 	case coordinator.SendWhole:

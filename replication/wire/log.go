@@ -2,6 +2,7 @@ package wire
 
 import (
 	"encoding/binary"
+	"time"
 
 	"github.com/holdfast-storage/holdfast"
 )
@@ -246,6 +247,42 @@ func (*Pong) Type() Type { return TypePong }
 func (*Pong) appendBody(b []byte) []byte { return b }
 
 func (m *Pong) decodeBody(f *fields, p *Buffer) { m.noPayload(f, p) }
+
+// Promise is a Ping that also asks for a read promise.
+type Promise struct{ bare }
+
+// Type implements Message.
+func (*Promise) Type() Type { return TypePromise }
+
+func (*Promise) appendBody(b []byte) []byte { return b }
+
+func (m *Promise) decodeBody(f *fields, p *Buffer) { m.noPayload(f, p) }
+
+// Promised answers Promise: a Pong, and no FENCE of a higher epoch is answered
+// for Length from the arrival of the Promise. Whole milliseconds, rounded down,
+// at least one and at most MaxPromise.
+type Promised struct {
+	bare
+	Length time.Duration
+}
+
+// MaxPromise bounds a promise: a takeover may have to wait for as long.
+const MaxPromise = time.Minute
+
+// Type implements Message.
+func (*Promised) Type() Type { return TypePromised }
+
+func (m *Promised) appendBody(b []byte) []byte {
+	return putU32(b, uint32(min(m.Length, MaxPromise)/time.Millisecond))
+}
+
+func (m *Promised) decodeBody(f *fields, p *Buffer) {
+	m.noPayload(f, p)
+	m.Length = time.Duration(f.u32()) * time.Millisecond
+	if m.Length == 0 || m.Length > MaxPromise {
+		f.fail("a promise of %v, at most %v", m.Length, MaxPromise)
+	}
+}
 
 // Fetch asks for the logged entries From..To. As many as fit one answer come;
 // the rest is asked for again.

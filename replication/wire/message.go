@@ -111,6 +111,10 @@ func newMessage(t Type) Message {
 		return &Failed{}
 	case TypeClose:
 		return &Close{}
+	case TypePromise:
+		return &Promise{}
+	case TypePromised:
+		return &Promised{}
 	}
 	return nil
 }

@@ -38,9 +38,11 @@ const (
 	TypeWholeDone Type = 29 // R: noted, durably
 	TypeFailed    Type = 30 // R: this copy cannot go on
 	TypeClose     Type = 31 // W: I am leaving, in order; nothing follows
+	TypePromise   Type = 32 // W: a ping, and answer no higher epoch's FENCE for a while
+	TypePromised  Type = 33 // R: a pong, and for how long; without a promise, PONG
 
 	minType = TypeHello
-	typeEnd = 32 // one past the last
+	typeEnd = 34 // one past the last
 )
 
 var typeNames = [typeEnd]string{
@@ -51,6 +53,7 @@ var typeNames = [typeEnd]string{
 	TypeList: "LIST", TypeChunks: "CHUNKS", TypeReadChunk: "READ_CHUNK", TypeChunk: "CHUNK",
 	TypeInstall: "INSTALL", TypeInstalled: "INSTALLED", TypeWhole: "WHOLE", TypeWholeDone: "WHOLE_DONE",
 	TypeFailed: "FAILED", TypeClose: "CLOSE",
+	TypePromise: "PROMISE", TypePromised: "PROMISED",
 }
 
 // String returns the message's name, or type N for one that is not known.

@@ -13,6 +13,7 @@ import (
 	"strings"
 	"testing"
 	"testing/iotest"
+	"time"
 
 	"github.com/holdfast-storage/holdfast"
 )
@@ -78,6 +79,8 @@ func samples() []Message {
 		&WholeDone{Durable: 44},
 		&Failed{Seq: 44, Cause: Error{Kind: holdfast.ErrIO, Message: "write failed", Remedy: "replace the disk"}},
 		&Close{},
+		&Promise{},
+		&Promised{Length: 2 * time.Second},
 	}
 }
 
@@ -125,7 +128,7 @@ func TestEveryTypeHasASample(t *testing.T) {
 			t.Errorf("%v: sample %v, newMessage %v", typ, seen[typ], newMessage(typ))
 		}
 	}
-	if got := Type(typeEnd).String(); got != "type 32" {
+	if got := Type(typeEnd).String(); got != "type 34" {
 		t.Errorf("an unknown type reads %q", got)
 	}
 }
@@ -328,6 +331,8 @@ func TestRefusedFrames(t *testing.T) {
 		{"read of 2 MiB", reframe(Header{Type: TypeRead, Nonce: 5}, (&Read{Length: 2 << 20}).appendBody(nil), nil), holdfast.ErrInvalid},
 		{"read of nothing", reframe(Header{Type: TypeRead, Nonce: 5}, (&Read{}).appendBody(nil), nil), holdfast.ErrInvalid},
 		{"data without bytes", reframe(Header{Type: TypeData, Nonce: 5}, (&Data{}).appendBody(nil), nil), holdfast.ErrInvalid},
+		{"a promise of no length", reframe(Header{Type: TypePromised, Nonce: 5}, putU32(nil, 0), nil), holdfast.ErrInvalid},
+		{"a promise without end", reframe(Header{Type: TypePromised, Nonce: 5}, putU32(nil, 60001), nil), holdfast.ErrInvalid},
 		{"data and sums differ", reframe(Header{Type: TypeData, Nonce: 5}, (&Data{Sums: make([]uint32, 2)}).appendBody(nil), block(0)), holdfast.ErrInvalid},
 		{"chunks out of order", reframe(Header{Type: TypeChunks, Nonce: 5}, (&Chunks{Refs: []ChunkRef{{Index: 2}, {Index: 2}}}).appendBody(nil), nil), holdfast.ErrInvalid},
 		{"more behind nothing", reframe(Header{Type: TypeChunks, Nonce: 5}, (&Chunks{More: true}).appendBody(nil), nil), holdfast.ErrInvalid},
