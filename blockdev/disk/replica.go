@@ -460,6 +460,19 @@ func (r *Replica) change(rec record, durable bool, effect func()) error {
 	return nil
 }
 
+// insist is change, after a checkpoint has made room if the log is full: the
+// reserve lasts for hundreds of records, not for ever.
+func (r *Replica) insist(rec record, durable bool, effect func()) error {
+	err := r.change(rec, durable, effect)
+	if holdfast.KindOf(err) != holdfast.ErrNoSpace {
+		return err
+	}
+	if rerr := r.d.reclaim(r); rerr != nil {
+		return err
+	}
+	return r.change(rec, durable, effect)
+}
+
 // Fence raises the fence to epoch. On return the fence and the whole tail are
 // durable (R4, R5: the seal). An epoch that is not above the present fence is
 // refused with a *FenceError that names it.
@@ -475,7 +488,7 @@ func (r *Replica) Fence(epoch holdfast.Epoch) error {
 	if epoch <= present {
 		return &FenceError{Present: present, Asked: epoch}
 	}
-	if err := r.change(record{typ: recFence, epoch: epoch}, true, func() { r.fence = epoch }); err != nil {
+	if err := r.insist(record{typ: recFence, epoch: epoch}, true, func() { r.fence = epoch }); err != nil {
 		return holdfast.Errorf(holdfast.KindOf(err), "fence replica %v at epoch %d: %w", r.desc.Replica, epoch, err)
 	}
 	return nil
@@ -504,7 +517,7 @@ func (r *Replica) Truncate(to holdfast.Seq) error {
 	if to >= tail {
 		err = r.d.wal.sync(context.Background(), serial)
 	} else {
-		err = r.change(record{typ: recTrunc, seq: to}, true, func() { r.cut(to) })
+		err = r.insist(record{typ: recTrunc, seq: to}, true, func() { r.cut(to) })
 	}
 	r.lift()
 	if err != nil {
@@ -557,7 +570,7 @@ func (r *Replica) DeclareIntact(epoch holdfast.Epoch) error {
 		return holdfast.Errorf(holdfast.ErrRefused, "declare replica %v intact: its disk was marked as failed, or lies on a file system outside this kernel's page cache", r.desc.Replica)
 	}
 	rec := record{typ: recIntact, epoch: epoch, seq: holdfast.Seq(r.d.identity), extra: []byte(r.d.bootID)}
-	err = r.change(rec, false, func() {
+	err = r.insist(rec, false, func() {
 		r.intact, r.intactEpoch, r.intactBoot, r.intactFiles = true, epoch, r.d.bootID, r.d.identity
 	})
 	if err != nil {
@@ -579,7 +592,7 @@ func (r *Replica) SetHint(epoch holdfast.Epoch, v holdfast.ISRVersion) error {
 	if err != nil || known {
 		return err
 	}
-	err = r.change(record{typ: recHint, epoch: epoch, seq: holdfast.Seq(v)}, false, func() {
+	err = r.insist(record{typ: recHint, epoch: epoch, seq: holdfast.Seq(v)}, false, func() {
 		r.hintEpoch, r.hintISR = epoch, v
 	})
 	if err != nil {

@@ -29,6 +29,7 @@ type Memory struct {
 	limit  int64      // bytes that may be held; 0 for no limit
 	held   int64
 	before func(op Op, path string)
+	lost   int // pages not synced that the crash which made this took
 }
 
 // inode is one file. Pages are never changed in place, so that clones share them.
@@ -160,12 +161,15 @@ func (m *Memory) Crash(seed uint64) *Memory {
 				d.cache[i] = p
 			case !torn && rng.IntN(4) == 0:
 				torn = true
+				c.lost++
 				t := page{}
 				if old := d.cache[i]; old != nil {
 					t = *old
 				}
 				copy(t[:512*(1+rng.IntN(7))], p[:])
 				d.cache[i] = &t
+			default:
+				c.lost++
 			}
 		}
 		for i, p := range d.cache {
@@ -180,6 +184,14 @@ func (m *Memory) Crash(seed uint64) *Memory {
 		c.names[name], c.synced[name] = d, d
 	}
 	return c
+}
+
+// Lost returns how many pages that were not synced the crash that made this file
+// system lost or tore.
+func (m *Memory) Lost() int {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.lost
 }
 
 // Restart returns the file system as the next process finds it after this one
