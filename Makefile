@@ -6,7 +6,7 @@ COMMIT  ?= $(shell git rev-parse HEAD 2>/dev/null || echo unknown)
 LDFLAGS := -s -w -X main.version=$(VERSION) -X main.commit=$(COMMIT)
 LINT    := $(GO) tool -modfile=.ci/tools/go.mod golangci-lint
 
-.PHONY: help build unit test race demo chaos bench soak leftovers lint proto glossary clean
+.PHONY: help build unit test race demo chaos bench soak leftovers crash lint proto glossary clean
 
 help: ## print the verbs
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -26,6 +26,7 @@ test: lint build ## all that this machine can run, as root
 	@mkdir -p $(OUT)
 	.ci/gotest test -race -p 1 ./... # one package at a time: they start clusters, and this machine has two cores
 	.ci/gotest mutants -tags holdfast_mutants -run 'TestMutants' ./replication/sim
+	.ci/gotest disk-mutants -tags holdfast_mutants -run 'TestMutants' ./blockdev/disk
 	.ci/gotest lose-acked -tags holdfast_mutant_lose_acked -run 'LoseAcked' ./replication/sim
 	.ci/demo
 	$(MAKE) --no-print-directory chaos MINUTES=2
@@ -51,6 +52,9 @@ soak: build ## the long proofs: minutes to hours, as root
 	$(GO) run ./cmd/demo -rounds 20 -report $(OUT)/soak-hosts.json
 	HOLDFAST_SOAK=1 HOLDFAST_SOAK_ROUNDS=25 .ci/gotest soak -timeout 4h -run 'TestReplicaDiesUnderVerify|TestHolderDies|TestSourceDiesDuringResync|Takeover|Death|Kill' ./cmd/e2e ./cmd/internal/keeper
 	$(MAKE) --no-print-directory chaos MINUTES=60
+
+crash: ## crash points of one disk: MINUTES=N as many as fit, or SEEDS=FROM-TO
+	HOLDFAST_SEEDS=$(SEEDS) HOLDFAST_CRASH_MINUTES=$(if $(SEEDS),,$(or $(MINUTES),30)) $(GO) test -count=1 -v -timeout 24h -run TestCrashes ./blockdev/disk
 
 leftovers: ## what tests and the demo left behind; fails if there is anything
 	$(GO) run ./cmd/demo leftovers

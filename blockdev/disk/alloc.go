@@ -1,6 +1,7 @@
 package disk
 
 import (
+	"errors"
 	"math/bits"
 	"sort"
 	"sync"
@@ -16,9 +17,11 @@ type allocator struct {
 	used     []uint64 // one bit per chunk
 	chunks   int64
 	free     int64
-	reserved int64 // promised to logged entries
-	need     int64 // map pages that promised chunks will add; see Replica.newPages
-	next     int64 // where the search begins
+	backed   []uint64 // chunks that have space below; nil: all, always
+	ready    int64    // free and backed; free if all are
+	reserved int64    // promised to logged entries
+	need     int64    // map pages that promised chunks will add; see Replica.newPages
+	next     int64    // where the search begins
 	waiting  []uint32
 
 	pages        map[int64]uint16 // chunks of map pages: their used pages
@@ -49,7 +52,7 @@ const pagesPerChunk = chunkSize / pageSize
 
 func newAllocator(chunks int64) *allocator {
 	return &allocator{
-		used: make([]uint64, (chunks+63)/64), chunks: chunks, free: chunks,
+		used: make([]uint64, (chunks+63)/64), chunks: chunks, free: chunks, ready: chunks,
 		pages: map[int64]uint16{},
 	}
 }
@@ -61,7 +64,81 @@ func (a *allocator) use(c int64) bool {
 	}
 	a.used[c/64] |= 1 << (c % 64)
 	a.free--
+	a.ready--
 	return true
+}
+
+// thin says that no free chunk has space below yet: an image file is sparse.
+func (a *allocator) thin() {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.backed = make([]uint64, len(a.used))
+	a.ready = 0
+	copy(a.backed, a.used) // what is in use has been written
+}
+
+// solid says that chunks need no space of their own below, or cannot be given any.
+func (a *allocator) solid() {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.backed, a.ready = nil, a.free
+}
+
+// short returns how many more chunks must get space below before n can be
+// promised that add pages to the map.
+func (a *allocator) short(n, pages int64) int64 {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.need += pages
+	defer func() { a.need -= pages }()
+	return max(0, n+a.reserved+a.kept()-a.ready)
+}
+
+// bare finds up to n chunks in a row that are free and have no space below.
+func (a *allocator) bare(n int64) (from, count int64) { return a.bareFrom(0, n) }
+
+func (a *allocator) bareFrom(start, n int64) (from, count int64) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.backed == nil {
+		return 0, 0
+	}
+	for c := start; c < a.chunks && count < n; c++ {
+		if (a.used[c/64]|a.backed[c/64])&(1<<(c%64)) == 0 {
+			if count == 0 {
+				from = c
+			}
+			count++
+		} else if count > 0 {
+			break
+		} else if a.used[c/64]|a.backed[c/64] == ^uint64(0) {
+			c |= 63 // none in this word
+		}
+	}
+	return from, count
+}
+
+// back notes that free chunks have space below now.
+func (a *allocator) back(from, count int64) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	for c := from; c < from+count && a.backed != nil; c++ {
+		if a.backed[c/64]&(1<<(c%64)) == 0 {
+			a.backed[c/64] |= 1 << (c % 64)
+			a.ready++
+		}
+	}
+}
+
+// punched notes that the space of chunks, still in use, was given back.
+func (a *allocator) punched(chunks []uint32) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	for _, c := range chunks {
+		if a.backed != nil {
+			a.backed[c/64] &^= 1 << (c % 64)
+		}
+	}
 }
 
 // usePage marks a page as used when the map is loaded; false if it is not free.
@@ -105,11 +182,24 @@ func (a *allocator) listFreePages() {
 
 // reserve promises n chunks to entries about to be logged, which will add pages
 // to the map.
-func (a *allocator) reserve(n, pages int64) error {
+func (a *allocator) reserve(n, pages int64) error { return a.exchange(0, 0, n, pages) }
+
+// exchange gives chunks and pages that were promised to one purpose back and
+// promises n and pages to another, both or neither.
+func (a *allocator) exchange(oldChunks, oldPages, n, pages int64) error {
 	a.mu.Lock()
 	defer a.mu.Unlock()
+	a.reserved -= oldChunks
+	pages -= oldPages
 	a.need += pages
-	if kept := a.kept(); a.free-a.reserved-kept < n {
+	switch kept := a.kept(); {
+	case a.ready-a.reserved-kept >= n:
+	case a.free-a.reserved-kept >= n:
+		a.reserved += oldChunks
+		a.need -= pages
+		return errBare
+	default:
+		a.reserved += oldChunks
 		a.need -= pages
 		return holdfast.Errorf(holdfast.ErrNoSpace, "the disk is full: %d chunks free, %d promised, %d kept for its map",
 			a.free, a.reserved, kept)
@@ -117,6 +207,9 @@ func (a *allocator) reserve(n, pages int64) error {
 	a.reserved += n
 	return nil
 }
+
+// errBare: there are chunks, but they have no space below; see Disk.grow.
+var errBare = errors.New("free chunks have no space yet")
 
 // promise reserves without asking, for entries that are already logged.
 func (a *allocator) promise(n, pages int64) {
@@ -145,7 +238,7 @@ func (a *allocator) take(promised bool) (uint32, error) {
 	defer a.mu.Unlock()
 	c, ok := a.find()
 	if !ok {
-		return 0, holdfast.Errorf(holdfast.ErrNoSpace, "the disk has no free chunk")
+		return 0, holdfast.Errorf(holdfast.ErrNoSpace, "the disk has no free chunk with space below it")
 	}
 	if promised {
 		a.reserved--
@@ -155,13 +248,16 @@ func (a *allocator) take(promised bool) (uint32, error) {
 
 // find takes the next free chunk. Under mu.
 func (a *allocator) find() (int64, bool) {
-	if a.free == 0 {
+	if a.ready == 0 {
 		return 0, false
 	}
 	words := int64(len(a.used))
 	for i := int64(0); i <= words; i++ {
 		w := (a.next/64 + i) % words
 		free := ^a.used[w]
+		if a.backed != nil {
+			free &= a.backed[w]
+		}
 		if i == 0 {
 			free &= ^uint64(0) << (a.next % 64)
 		}
@@ -174,6 +270,7 @@ func (a *allocator) find() (int64, bool) {
 		}
 		a.used[w] |= 1 << (c % 64)
 		a.free--
+		a.ready--
 		a.next = (c + 1) % a.chunks
 		return c, true
 	}
@@ -184,6 +281,11 @@ func (a *allocator) find() (int64, bool) {
 func (a *allocator) later(c uint32) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
+	if mutant == "chunk_reused_before_ckpt" {
+		a.clear(int64(c))
+		a.next = int64(c)
+		return
+	}
 	a.waiting = append(a.waiting, c)
 }
 
@@ -194,7 +296,7 @@ func (a *allocator) page() (int64, error) {
 	if len(a.freePages) == 0 {
 		c, ok := a.find()
 		if !ok {
-			return 0, holdfast.Errorf(holdfast.ErrNoSpace, "the disk has no chunk left for its map")
+			return 0, holdfast.Errorf(holdfast.ErrNoSpace, "the disk has no chunk with space left for its map")
 		}
 		a.pages[c] = 0
 		for i := int64(pagesPerChunk) - 1; i >= 0; i-- {
@@ -261,6 +363,9 @@ func (a *allocator) settled(chunks []uint32, pages []int64) {
 func (a *allocator) clear(c int64) {
 	a.used[c/64] &^= 1 << (c % 64)
 	a.free++
+	if a.backed == nil || a.backed[c/64]&(1<<(c%64)) != 0 {
+		a.ready++
+	}
 }
 
 func (a *allocator) stat() (free, reserved int64) {

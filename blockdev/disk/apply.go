@@ -195,6 +195,9 @@ func (r *Replica) applyBatch(batch []*logEntry) error {
 	for i, c := range chunks {
 		e := r.tree.get(c)
 		if err := r.applyChunk(*buf, c, &e, plans[c]); err != nil {
+			r.mu.Lock()
+			clear(r.mapping)
+			r.mu.Unlock()
 			return err
 		}
 		entries[i] = e
@@ -204,6 +207,7 @@ func (r *Replica) applyBatch(batch []*logEntry) error {
 	for i, c := range chunks {
 		r.setChunk(c, entries[i], last)
 	}
+	clear(r.mapping)
 	r.applied = last
 	return nil
 }
@@ -235,6 +239,7 @@ func (r *Replica) mapChunk(chunk int64, e *chunkEntry) error {
 	r.mu.Lock()
 	_, promised := r.reserved[chunk]
 	delete(r.reserved, chunk)
+	r.mapping[chunk] = struct{}{}
 	r.mu.Unlock()
 	phys, err := r.d.alloc.take(promised)
 	if err != nil {

@@ -58,6 +58,9 @@ func (d *Disk) checkpointLocked(held *Replica, always bool) error {
 	if !always && !d.wal.frees(d.neededFrom()) {
 		return nil
 	}
+	if err := d.grow(0, 0); err != nil && holdfast.KindOf(err) != holdfast.ErrNoSpace {
+		return err
+	}
 	d.gate.Lock()
 	body, views, chunks, pages, err := d.writeMaps()
 	if err == nil {
@@ -100,7 +103,7 @@ func (d *Disk) writeMaps() (ckptBody, []view, []uint32, []int64, error) {
 	for _, r := range d.Replicas() {
 		root, err := r.tree.save(store, d.seed)
 		if err != nil {
-			return body, nil, nil, nil, d.fail(err)
+			return body, nil, nil, nil, d.abandon(store, err)
 		}
 		v := view{r: r}
 		r.mu.Lock()
@@ -111,16 +114,32 @@ func (d *Disk) writeMaps() (ckptBody, []view, []uint32, []int64, error) {
 		views = append(views, v)
 	}
 	if err := d.writeDirectory(store, views, &body); err != nil {
-		return body, nil, nil, nil, d.fail(err)
+		return body, nil, nil, nil, d.abandon(store, err)
 	}
 	chunks, pages := d.alloc.capture()
 	if err := store.flush(); err != nil {
 		return body, nil, nil, nil, d.fail(err)
 	}
+	if mutant == "checkpoint_before_base_sync" {
+		return body, views, chunks, pages, nil
+	}
 	if err := d.base.Sync(); err != nil {
 		return body, nil, nil, nil, d.fail(holdfast.Errorf(holdfast.ErrIO, "sync chunks and map: %w", err))
 	}
 	return body, views, chunks, pages, nil
+}
+
+// abandon ends a checkpoint that found no page for the map: the host is full.
+// What it has placed is written, since the next one refers to it; what it has
+// dropped stays until then.
+func (d *Disk) abandon(store *pageWriter, err error) error {
+	if holdfast.KindOf(err) != holdfast.ErrNoSpace {
+		return d.fail(err)
+	}
+	if ferr := store.flush(); ferr != nil {
+		return d.fail(ferr)
+	}
+	return err
 }
 
 // neededFrom is the first record that a checkpoint now would leave to be replayed.
@@ -156,10 +175,13 @@ func (d *Disk) commitCheckpoint(body ckptBody) error {
 	return nil
 }
 
+// maxPunch bounds one punch: a longer one would hold up the file system.
+const maxPunch = 16 << 20
+
 // punch gives the space of freed chunks back, in runs. Only now may they be
 // reused: a later punch would destroy what is written there.
 func (d *Disk) punch(chunks []uint32) {
-	const maxRun = 16 << 20 / chunkSize // a longer one would hold up the file system
+	const maxRun = maxPunch / chunkSize
 	sort.Slice(chunks, func(i, j int) bool { return chunks[i] < chunks[j] })
 	for i := 0; i < len(chunks); {
 		n := 1
@@ -174,6 +196,7 @@ func (d *Disk) punch(chunks []uint32) {
 			_ = d.fail(holdfast.Errorf(holdfast.ErrIO, "give chunk %d back: %w", chunks[i], err))
 			return
 		}
+		d.alloc.punched(chunks[i : i+n])
 		i += n
 	}
 }
@@ -208,6 +231,11 @@ const maxHeldPages = 4096
 
 func (w *pageWriter) drop(page int64) { w.d.alloc.laterPage(page) }
 
+func (w *pageWriter) again(page int64, b []byte) error {
+	w.pages = append(w.pages, placedPage{page, b})
+	return nil
+}
+
 func (w *pageWriter) flush() error {
 	sort.Slice(w.pages, func(i, j int) bool { return w.pages[i].page < w.pages[j].page })
 	buf := vfs.AlignedBuffer(chunkSize)
@@ -237,6 +265,7 @@ func (d *Disk) writeDirectory(store *pageWriter, views []view, body *ckptBody) e
 	for _, p := range d.dirPages {
 		store.drop(p)
 	}
+	d.dirPages = nil
 	var all []byte
 	for _, v := range views {
 		all = append(all, v.bytes...)
@@ -253,6 +282,7 @@ func (d *Disk) writeDirectory(store *pageWriter, views []view, body *ckptBody) e
 		crc := encodePageHead(b, holdfast.ReplicaID{}, levelDir, int64(i), len(part), d.seed)
 		page, err := store.put(b)
 		if err != nil {
+			d.dirPages = used
 			return err
 		}
 		next = pageRef{page, crc}

@@ -4,11 +4,13 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"math"
 	"math/rand/v2"
 	"os"
 	"slices"
 	"strconv"
 	"testing"
+	"time"
 
 	"github.com/holdfast-storage/holdfast"
 	"github.com/holdfast-storage/holdfast/blockdev/vfs"
@@ -73,8 +75,9 @@ type world struct {
 	commits [modelReplicas]holdfast.Seq // told to the present replicas
 	nextID  uint64
 	life    byte
-	crashes int
-	looked  int
+	looked  int      // crashes
+	lossy   int      // of them, those that lost or tore a page
+	nested  int      // of them, those of a recovery
 	trace   []string // the last operations
 }
 
@@ -96,7 +99,7 @@ func (w *world) descOf(i int, m *modelReplica) ReplicaDesc {
 func (w *world) replica(i int) *Replica {
 	r, ok := w.d.Replica(w.descOf(i, w.now()[i]).Replica)
 	if !ok {
-		w.t.Fatalf("replica %d is gone", i)
+		w.fatalf("replica %d is gone", i)
 	}
 	return r
 }
@@ -111,17 +114,44 @@ func blockOf(id uint64) []byte {
 	return p
 }
 
-// look opens what a crash now would leave, in a copy, and compares.
-func (w *world) look(fs *vfs.Memory, least int, kill bool) {
+// look opens what a crash now would leave, in a copy, and compares. depth is how
+// many crashes in a row led here: some of the recoveries are themselves crashed,
+// at any of their writes and syncs.
+func (w *world) look(fs *vfs.Memory, least int, kill bool, depth int) {
 	w.t.Helper()
 	w.looked++
+	if fs.Lost() > 0 {
+		w.lossy++
+	}
+	var again []*vfs.Memory
+	if depth > 0 {
+		w.nested++
+	}
+	if depth < 3 && w.rng.IntN(6) == 0 {
+		fs.Before(func(vfs.Op, string) {
+			if w.rng.IntN(4) == 0 && len(again) < 3 {
+				again = append(again, fs.Crash(w.rng.Uint64()))
+			}
+		})
+	}
 	d, err := Open(w.t.Context(), fs, testPath, Options{foreground: true})
+	fs.Before(nil)
 	if err != nil {
-		w.t.Fatalf("open after crash %d: %v", w.looked, err)
+		w.fatalf("open after crash %d: %v", w.looked, err)
 	}
 	w.match(d, least, kill)
 	d.closeFiles()
+	for _, next := range again {
+		w.look(next, w.durable, false, depth+1)
+	}
 }
+
+// fatalf ends the seed; crashSeed turns it into a result.
+func (w *world) fatalf(format string, args ...any) {
+	panic(crashFailure(fmt.Sprintf(format, args...)))
+}
+
+type crashFailure string
 
 // match returns the state that the disk is in.
 func (w *world) match(d *Disk, least int, kill bool) int {
@@ -134,8 +164,8 @@ func (w *world) match(d *Disk, least int, kill bool) int {
 		}
 		why = append(why, fmt.Sprintf("state %d: %s", k, diff))
 	}
-	w.t.Logf("the last operations: %q", w.trace[max(0, len(w.trace)-12):])
-	w.t.Fatalf("the disk is in none of the states %d to %d (kill %v): %q", least, len(w.states)-1, kill, why[max(0, len(why)-12):])
+	w.fatalf("the disk is in none of the states %d to %d (kill %v): %q; the last operations: %q",
+		least, len(w.states)-1, kill, why[max(0, len(why)-12):], w.trace[max(0, len(w.trace)-12):])
 	return 0
 }
 
@@ -274,7 +304,7 @@ func (w *world) step() {
 func (w *world) must(what string, err error) {
 	w.t.Helper()
 	if err != nil {
-		w.t.Fatalf("%s: %v", what, err)
+		w.fatalf("%s: %v", what, err)
 	}
 }
 
@@ -353,7 +383,7 @@ func (w *world) sync(i int) {
 	dur, err := r.Sync(w.t.Context())
 	w.must("sync", err)
 	if dur != m.tail() {
-		w.t.Fatalf("durable up to %d, want %d", dur, m.tail())
+		w.fatalf("durable up to %d, want %d", dur, m.tail())
 	}
 	if w.now()[i] == m {
 		// Records of other replicas behind this one's last may not be durable;
@@ -386,7 +416,7 @@ func (w *world) fence(i int) {
 	w.must("fence", r.Fence(epoch))
 	var refused *FenceError
 	if err := r.Fence(epoch); !errors.As(err, &refused) || refused.Present != epoch {
-		w.t.Fatalf("the same fence again: got %v", err)
+		w.fatalf("the same fence again: got %v", err)
 	}
 	w.settled()
 }
@@ -476,7 +506,7 @@ func (w *world) rebase(i int) {
 	w.must("rebase", r.Rebase(m.fence, seq))
 	w.commits[i] = seq
 	if diff := w.readAll(r, w.now()[i].hist[0]); diff != "" {
-		w.t.Fatalf("after a rebase: %s", diff)
+		w.fatalf("after a rebase: %s", diff)
 	}
 	w.settled()
 }
@@ -496,21 +526,16 @@ func (w *world) intact(i int) {
 }
 
 // run lives through several crashes, looking at what many more would leave.
-func (w *world) run(generations, steps int, every float64) {
+func (w *world) run(generations, steps int, between float64) {
 	for g := range generations {
 		w.fs.Before(func(op vfs.Op, _ string) {
-			chance := every
-			if op == vfs.OpWrite {
-				chance /= 4
+			if op == vfs.OpWrite && w.rng.Float64() >= between {
+				return // between two syncs: one of several
 			}
-			if w.rng.Float64() >= chance {
-				return
-			}
-			w.crashes++
-			if w.rng.IntN(5) == 0 {
-				w.look(w.fs.Restart(), w.done, true)
+			if w.rng.IntN(8) == 0 {
+				w.look(w.fs.Restart(), w.done, true, 0)
 			} else {
-				w.look(w.fs.Crash(w.rng.Uint64()), w.durable, false)
+				w.look(w.fs.Crash(w.rng.Uint64()), w.durable, false, 0)
 			}
 		})
 		for range steps {
@@ -524,7 +549,7 @@ func (w *world) run(generations, steps int, every float64) {
 		}
 		d, err := Open(w.t.Context(), next, testPath, Options{foreground: true})
 		if err != nil {
-			w.t.Fatalf("open after generation %d: %v", g, err)
+			w.fatalf("open after generation %d: %v", g, err)
 		}
 		s := w.states[w.match(d, least, kill)]
 		w.d.closeFiles()
@@ -562,26 +587,48 @@ func newWorld(t *testing.T, seed uint64, device bool) *world {
 	return w
 }
 
-// TestCrashes: HOLDFAST_SEEDS=FROM-TO runs other seeds.
+// crashSeed lives one seed and returns what went wrong, or "".
+func crashSeed(t *testing.T, seed uint64) (why string, w *world) {
+	w = newWorld(t, seed, seed%4 == 0)
+	defer func() {
+		switch e := recover().(type) {
+		case nil:
+		case crashFailure:
+			why = string(e)
+		default:
+			panic(e)
+		}
+	}()
+	w.run(4, 120, 0.3)
+	return "", w
+}
+
+// TestCrashes looks at the disk after crashes at each sync, and at writes
+// between, of random operations on several replicas: crashPoints of them. HOLDFAST_SEEDS=FROM-TO runs other seeds,
+// HOLDFAST_CRASH_MINUTES=N as many as fit from the first on.
 func TestCrashes(t *testing.T) {
-	from, to := uint64(1), uint64(24)
+	from, to, points := uint64(1), uint64(1)<<62, crashPoints
 	if s := os.Getenv("HOLDFAST_SEEDS"); s != "" {
 		if _, err := fmt.Sscanf(s, "%d-%d", &from, &to); err != nil {
 			t.Fatalf("HOLDFAST_SEEDS=%q: %v", s, err)
 		}
+		points = math.MaxInt
 	}
-	looked := 0
-	for seed := from; seed <= to; seed++ {
-		t.Run(strconv.FormatUint(seed, 10), func(t *testing.T) {
-			w := newWorld(t, seed, seed%4 == 0)
-			defer func() {
-				if t.Failed() {
-					t.Logf("repeat: HOLDFAST_SEEDS=%d-%d go test -run TestCrashes ./blockdev/disk", seed, seed)
-				}
-			}()
-			w.run(4, 120, 0.15)
-			looked += w.looked
-		})
+	var until time.Time
+	if s := os.Getenv("HOLDFAST_CRASH_MINUTES"); s != "" {
+		n, err := strconv.Atoi(s)
+		if err != nil {
+			t.Fatalf("HOLDFAST_CRASH_MINUTES=%q: %v", s, err)
+		}
+		until, points = time.Now().Add(time.Duration(n)*time.Minute), math.MaxInt
 	}
-	t.Logf("%d crashes looked at", looked)
+	looked, lossy, nested, seed := 0, 0, 0, from
+	for ; seed <= to && looked < points && (until.IsZero() || time.Now().Before(until)); seed++ {
+		why, w := crashSeed(t, seed)
+		if why != "" {
+			t.Fatalf("after %d crash points: seed %d: %s\nrepeat: HOLDFAST_SEEDS=%d-%d go test -run TestCrashes ./blockdev/disk", looked+w.looked, seed, why, seed, seed)
+		}
+		looked, lossy, nested = looked+w.looked, lossy+w.lossy, nested+w.nested
+	}
+	t.Logf("%d crash points of seeds %d to %d: %d lost or tore a page that was not synced, %d were crashes of a recovery", looked, from, seed-1, lossy, nested)
 }

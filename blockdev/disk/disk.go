@@ -41,9 +41,11 @@ type Disk struct {
 	identity   uint64 // of the files, see filesIdentity
 	keepsPages bool
 
-	table  sync.Mutex   // creates and deletes replicas, one at a time
-	passes sync.Mutex   // one checkpoint at a time
-	gate   sync.RWMutex // held shared by whatever changes maps, exclusively while a checkpoint writes them
+	table   sync.Mutex   // creates and deletes replicas, one at a time
+	growing sync.Mutex   // one takes space below; taken after order alone, or after passes
+	swept   bool         // free chunks without space hold none for certain; guarded by growing
+	passes  sync.Mutex   // one checkpoint at a time
+	gate    sync.RWMutex // held shared by whatever changes maps, exclusively while a checkpoint writes them
 
 	mu       sync.RWMutex
 	replicas map[holdfast.ReplicaID]*Replica
@@ -205,6 +207,9 @@ func (d *Disk) DeleteReplica(id holdfast.ReplicaID) error {
 	defer r.mu.Unlock()
 	r.deleted = true
 	d.alloc.release(int64(len(r.reserved)))
+	d.alloc.release(r.credit)
+	d.alloc.needs(-r.credit * r.creditPages())
+	r.credit = 0
 	d.alloc.needs(-int64(len(r.newPages)))
 	r.newPages, r.hasPages = map[pageKey]struct{}{}, map[pageKey]struct{}{}
 	d.releaseTree(r.tree)

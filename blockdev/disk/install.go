@@ -165,10 +165,16 @@ func (r *Replica) InstallChunk(c Chunk) error {
 	if err := r.d.slow(r); err != nil {
 		return err
 	}
-	for reclaimed := false; ; reclaimed = true {
+	for reclaimed := false; ; {
 		err := r.installOnce(&c, rec)
 		if err == nil {
 			return nil
+		}
+		if err == errBare {
+			if err = r.d.grow(1, r.creditPages()); err == nil {
+				reclaimed = false
+				continue
+			}
 		}
 		if err != errWALFull || reclaimed {
 			return holdfast.Errorf(holdfast.KindOf(noSpace(err)), "install chunk %d of replica %v: %w", c.Index, r.desc.Replica, noSpace(err))
@@ -176,6 +182,7 @@ func (r *Replica) InstallChunk(c Chunk) error {
 		if err := r.d.reclaim(r); err != nil {
 			return err
 		}
+		reclaimed = true
 	}
 }
 
@@ -245,11 +252,13 @@ func (r *Replica) installOnce(c *Chunk, rec record) error {
 		if !promised {
 			r.mu.Lock()
 			pages := r.addPages([]int64{c.Index})
-			if err := r.d.alloc.reserve(1, int64(len(pages))); err != nil {
+			k := min(1, r.credit)
+			if err := r.d.alloc.exchange(k, k*r.creditPages(), 1, int64(len(pages))); err != nil {
 				r.dropPages(pages)
 				r.mu.Unlock()
 				return err
 			}
+			r.credit -= k
 			r.mu.Unlock()
 		}
 		if phys, err = r.d.alloc.take(true); err != nil {
@@ -258,6 +267,7 @@ func (r *Replica) installOnce(c *Chunk, rec record) error {
 		if promised {
 			r.mu.Lock()
 			delete(r.reserved, c.Index)
+			r.mapping[c.Index] = struct{}{}
 			r.mu.Unlock()
 		}
 	}
@@ -273,6 +283,9 @@ func (r *Replica) installOnce(c *Chunk, rec record) error {
 	if err == nil {
 		err = r.replaceChunk(c, phys, old)
 	}
+	r.mu.Lock()
+	clear(r.mapping)
+	r.mu.Unlock()
 	if err != nil && needs { // nothing refers to the fresh chunk
 		r.d.alloc.later(phys)
 		if promised {

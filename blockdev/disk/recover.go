@@ -340,9 +340,19 @@ func (d *Disk) rebuild(log *scannedLog) error {
 		return err
 	}
 	d.alloc.loaded()
+	installs := int64(0)
 	for _, s := range p.saved {
-		if err := p.finish(s); err != nil {
-			return err
+		p.finish(s)
+		installs += int64(len(p.logs[s.r.desc.Replica].installs))
+	}
+	if err := d.ground(installs); err != nil {
+		return err
+	}
+	for _, s := range p.saved {
+		for _, f := range p.logs[s.r.desc.Replica].installs {
+			if err := p.install(s.r, f); err != nil {
+				return err
+			}
 		}
 		d.replicas[s.r.desc.Replica] = s.r
 	}
@@ -513,8 +523,8 @@ func (p *replay) one(f *found) error {
 	return nil
 }
 
-// finish gives a replica its log and brings its installed chunks in place.
-func (p *replay) finish(s *savedState) error {
+// finish gives a replica its log and promises it chunks.
+func (p *replay) finish(s *savedState) {
 	r, l, d := s.r, p.logs[s.r.desc.Replica], p.d
 	r.lastSerial = s.seen
 	r.index.indexed = r.ckpt
@@ -565,12 +575,6 @@ func (p *replay) finish(s *savedState) error {
 	r.tree.each(0, maxSegment/chunkSize, func(_ int64, e *chunkEntry) { r.asOf = max(r.asOf, e.asOf) })
 	r.countPages()
 	p.promise(r)
-	for _, f := range l.installs {
-		if err := p.install(r, f); err != nil {
-			return err
-		}
-	}
-	return nil
 }
 
 // damage marks the replica as one whose durable log is not all there.

@@ -36,6 +36,8 @@ type Replica struct {
 	tree     *tree                // read and changed under mu, changed by who holds applying too
 	reserved map[int64]struct{}   // chunks promised to logged writes
 	newPages map[pageKey]struct{} // map pages that promised chunks and changes since the last checkpoint add
+	credit   int64                // chunks promised to entries to come; see Reserve
+	mapping  map[int64]struct{}   // chunks whose promise was taken, and which the map will have in a moment
 	hasPages map[pageKey]struct{} // map pages that the last checkpoint has
 	inflight []Entry              // being logged now
 
@@ -72,7 +74,7 @@ func newLogIndex() *logIndex { return &logIndex{chunks: map[int64]*chunkLog{}} }
 func newReplica(d *Disk, desc ReplicaDesc) *Replica {
 	return &Replica{
 		d: d, desc: desc, limit: math.MaxUint64,
-		index: newLogIndex(), tree: newTree(desc.Replica, desc.Size), reserved: map[int64]struct{}{},
+		index: newLogIndex(), tree: newTree(desc.Replica, desc.Size), reserved: map[int64]struct{}{}, mapping: map[int64]struct{}{},
 		newPages: map[pageKey]struct{}{}, hasPages: map[pageKey]struct{}{},
 	}
 }
@@ -94,8 +96,8 @@ func (r *Replica) usable() error {
 // write must match its crcs (ErrIntegrity, nothing logged).
 //
 // On return all are received: write(2) has returned for them and everything
-// before them. With ErrNoSpace (no chunk left for a write, or a log full of
-// uncommitted entries) a first part of the entries may have been logged;
+// before them. With ErrNoSpace for want of a chunk nothing was logged (Reserve
+// makes sure beforehand); with that of a log full of uncommitted entries a first part of the entries may have been logged;
 // Status().Tail tells. Any other error after that is the disk's failure. While
 // the log is full of entries that can be applied, Append waits.
 // The slices belong to the caller again on return.
@@ -115,8 +117,18 @@ func (r *Replica) Append(entries []Entry) error {
 	if err := r.d.slow(r); err != nil {
 		return err
 	}
-	if err := r.admit(entries); err != nil {
-		return err
+	for {
+		n, pages, err := r.admit(entries)
+		if err == errBare {
+			if err = r.d.grow(n, pages); err == nil {
+				continue
+			}
+			err = holdfast.Errorf(holdfast.KindOf(err), "log entry %d of replica %v: %w", entries[0].Seq, r.desc.Replica, err)
+		}
+		if err != nil {
+			return err
+		}
+		break
 	}
 	return r.logEntries(entries, crcs)
 }
@@ -150,12 +162,13 @@ func (r *Replica) check(e *Entry) error {
 	return nil
 }
 
-// admit checks the entries against the log and promises them chunks.
-func (r *Replica) admit(entries []Entry) error {
+// admit checks the entries against the log and promises them chunks. With
+// errBare it says for how many chunks and map pages space must be taken first.
+func (r *Replica) admit(entries []Entry) (chunks, newPages int64, err error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if err := r.usable(); err != nil {
-		return err
+		return 0, 0, err
 	}
 	last := holdfast.Epoch(0)
 	if n := len(r.tails); n > 0 {
@@ -164,10 +177,10 @@ func (r *Replica) admit(entries []Entry) error {
 	for i := range entries {
 		e := &entries[i]
 		if e.Seq != r.tail+1+holdfast.Seq(i) {
-			return &GapError{Wanted: e.Seq, First: r.first(), Tail: r.tail}
+			return 0, 0, &GapError{Wanted: e.Seq, First: r.first(), Tail: r.tail}
 		}
 		if e.Epoch > r.fence || e.Epoch < last {
-			return holdfast.Errorf(holdfast.ErrInvalid, "entry %d of replica %v: epoch %d, with the log at epoch %d and the fence at %d",
+			return 0, 0, holdfast.Errorf(holdfast.ErrInvalid, "entry %d of replica %v: epoch %d, with the log at epoch %d and the fence at %d",
 				e.Seq, r.desc.Replica, e.Epoch, last, r.fence)
 		}
 		last = e.Epoch
@@ -179,7 +192,9 @@ func (r *Replica) admit(entries []Entry) error {
 			continue
 		}
 		for c := e.Offset / chunkSize; c <= (e.Offset+e.Length-1)/chunkSize; c++ {
-			if _, ok := r.reserved[c]; !ok && r.tree.get(c).typ != chunkMapped {
+			_, promised := r.reserved[c]
+			_, mapping := r.mapping[c]
+			if !promised && !mapping && r.tree.get(c).typ != chunkMapped {
 				r.reserved[c] = struct{}{}
 				fresh = append(fresh, c)
 			}
@@ -187,16 +202,23 @@ func (r *Replica) admit(entries []Entry) error {
 	}
 	if len(fresh) > 0 {
 		pages := r.addPages(fresh)
-		if err := r.d.alloc.reserve(int64(len(fresh)), int64(len(pages))); err != nil {
+		k := min(int64(len(fresh)), r.credit)
+		err := r.d.alloc.exchange(k, k*r.creditPages(), int64(len(fresh)), int64(len(pages)))
+		if err == nil {
+			r.credit -= k
+		} else {
 			r.dropPages(pages)
 			for _, c := range fresh {
 				delete(r.reserved, c)
 			}
-			return holdfast.Errorf(holdfast.ErrNoSpace, "log entry %d of replica %v: %w", entries[0].Seq, r.desc.Replica, err)
+			if err == errBare {
+				return int64(len(fresh)) - k, int64(len(pages)), err
+			}
+			return 0, 0, holdfast.Errorf(holdfast.ErrNoSpace, "log entry %d of replica %v: %w", entries[0].Seq, r.desc.Replica, err)
 		}
 	}
 	r.inflight = entries
-	return nil
+	return 0, 0, nil
 }
 
 // addPages notes which pages the map will need for chunks beside those that it
@@ -438,6 +460,19 @@ func (r *Replica) change(rec record, durable bool, effect func()) error {
 	return nil
 }
 
+// insist is change, after a checkpoint has made room if the log is full: the
+// reserve lasts for hundreds of records, not for ever.
+func (r *Replica) insist(rec record, durable bool, effect func()) error {
+	err := r.change(rec, durable, effect)
+	if holdfast.KindOf(err) != holdfast.ErrNoSpace {
+		return err
+	}
+	if rerr := r.d.reclaim(r); rerr != nil {
+		return err
+	}
+	return r.change(rec, durable, effect)
+}
+
 // Fence raises the fence to epoch. On return the fence and the whole tail are
 // durable (R4, R5: the seal). An epoch that is not above the present fence is
 // refused with a *FenceError that names it.
@@ -453,7 +488,7 @@ func (r *Replica) Fence(epoch holdfast.Epoch) error {
 	if epoch <= present {
 		return &FenceError{Present: present, Asked: epoch}
 	}
-	if err := r.change(record{typ: recFence, epoch: epoch}, true, func() { r.fence = epoch }); err != nil {
+	if err := r.insist(record{typ: recFence, epoch: epoch}, true, func() { r.fence = epoch }); err != nil {
 		return holdfast.Errorf(holdfast.KindOf(err), "fence replica %v at epoch %d: %w", r.desc.Replica, epoch, err)
 	}
 	return nil
@@ -482,7 +517,7 @@ func (r *Replica) Truncate(to holdfast.Seq) error {
 	if to >= tail {
 		err = r.d.wal.sync(context.Background(), serial)
 	} else {
-		err = r.change(record{typ: recTrunc, seq: to}, true, func() { r.cut(to) })
+		err = r.insist(record{typ: recTrunc, seq: to}, true, func() { r.cut(to) })
 	}
 	r.lift()
 	if err != nil {
@@ -535,7 +570,7 @@ func (r *Replica) DeclareIntact(epoch holdfast.Epoch) error {
 		return holdfast.Errorf(holdfast.ErrRefused, "declare replica %v intact: its disk was marked as failed, or lies on a file system outside this kernel's page cache", r.desc.Replica)
 	}
 	rec := record{typ: recIntact, epoch: epoch, seq: holdfast.Seq(r.d.identity), extra: []byte(r.d.bootID)}
-	err = r.change(rec, false, func() {
+	err = r.insist(rec, false, func() {
 		r.intact, r.intactEpoch, r.intactBoot, r.intactFiles = true, epoch, r.d.bootID, r.d.identity
 	})
 	if err != nil {
@@ -557,7 +592,7 @@ func (r *Replica) SetHint(epoch holdfast.Epoch, v holdfast.ISRVersion) error {
 	if err != nil || known {
 		return err
 	}
-	err = r.change(record{typ: recHint, epoch: epoch, seq: holdfast.Seq(v)}, false, func() {
+	err = r.insist(record{typ: recHint, epoch: epoch, seq: holdfast.Seq(v)}, false, func() {
 		r.hintEpoch, r.hintISR = epoch, v
 	})
 	if err != nil {

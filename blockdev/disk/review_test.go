@@ -304,3 +304,27 @@ func contents(t *testing.T, fs vfs.FS) map[string]string {
 	}
 	return all
 }
+
+// While an apply maps a chunk its promise is taken and the map does not have it
+// yet: an overwrite that comes just then is not one of a new chunk, which a full
+// disk would refuse.
+func TestOverwriteWhileItsChunkIsMapped(t *testing.T) {
+	fs := vfs.NewMemory(1)
+	mustFormat(t, fs, testPath, tinyFormat())
+	d := mustOpen(t, fs, testPath)
+	r := mustCreate(t, d, 1, 1<<30)
+	full := fillUp(t, r)
+	chunk := int64(full - 1)
+	if _, ok := r.reserved[chunk]; !ok {
+		t.Fatal("the last chunk is not promised")
+	}
+	r.applying.Lock()
+	defer r.applying.Unlock()
+	e := r.tree.get(chunk)
+	if err := r.mapChunk(chunk, &e); err != nil {
+		t.Fatal(err)
+	}
+	if _, _, err := r.admit([]Entry{writeEntry(0, full, chunk*chunkSize, 4096)}); err != nil {
+		t.Fatalf("overwrite of the last chunk: %v", err)
+	}
+}

@@ -317,6 +317,9 @@ type pageStore interface {
 func (t *tree) save(store pageStore, seed uint32) (pageRef, error) {
 	put := func(old pageRef, b []byte, level int, index int64) (pageRef, error) {
 		crc := encodePageHead(b, t.replica, uint32(level), index, 0, seed)
+		if w, ok := store.(*pageWriter); ok && mutant == "page_rewritten" && old.page >= 0 {
+			return pageRef{old.page, crc}, w.again(old.page, b)
+		}
 		page, err := store.put(b)
 		if err != nil {
 			return noPage, err

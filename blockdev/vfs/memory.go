@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"io"
 	iofs "io/fs"
+	"maps"
 	"math/rand/v2"
 	"path/filepath"
 	"sort"
@@ -28,6 +29,7 @@ type Memory struct {
 	limit  int64      // bytes that may be held; 0 for no limit
 	held   int64
 	before func(op Op, path string)
+	lost   int // pages not synced that the crash which made this took
 }
 
 // inode is one file. Pages are never changed in place, so that clones share them.
@@ -38,6 +40,7 @@ type inode struct {
 	cache   map[int64]*page // what reads see
 	medium  map[int64]*page // what a crash leaves
 	dirty   map[int64]bool  // pages of cache that a crash may lose
+	given   map[int64]bool  // zero pages that Allocate gave space
 	onDisk  int64           // the size a crash leaves at least
 	locked  bool
 	foreign bool // like a file on FUSE: KeepsPages is false
@@ -158,12 +161,15 @@ func (m *Memory) Crash(seed uint64) *Memory {
 				d.cache[i] = p
 			case !torn && rng.IntN(4) == 0:
 				torn = true
+				c.lost++
 				t := page{}
 				if old := d.cache[i]; old != nil {
 					t = *old
 				}
 				copy(t[:512*(1+rng.IntN(7))], p[:])
 				d.cache[i] = &t
+			default:
+				c.lost++
 			}
 		}
 		for i, p := range d.cache {
@@ -178,6 +184,14 @@ func (m *Memory) Crash(seed uint64) *Memory {
 		c.names[name], c.synced[name] = d, d
 	}
 	return c
+}
+
+// Lost returns how many pages that were not synced the crash that made this file
+// system lost or tore.
+func (m *Memory) Lost() int {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.lost
 }
 
 // Restart returns the file system as the next process finds it after this one
@@ -203,6 +217,7 @@ func (m *Memory) Restart() *Memory {
 		for i := range ino.dirty {
 			d.dirty[i] = true
 		}
+		d.given = maps.Clone(ino.given)
 		clones[ino] = d
 		return d
 	}
@@ -287,7 +302,7 @@ func (m *Memory) Remove(path string) error {
 	if ino == nil {
 		return &iofs.PathError{Op: "remove", Path: path, Err: iofs.ErrNotExist}
 	}
-	m.held -= int64(len(ino.cache)) * PageSize
+	m.held -= int64(len(ino.cache)+len(ino.given)) * PageSize
 	delete(m.names, path)
 	return nil
 }
@@ -417,7 +432,7 @@ func (f *memFile) write(b []byte, off int64) error {
 		switch {
 		case *p == page{}:
 			p = nil
-		case old == nil && m.limit > 0 && m.held+PageSize > m.limit:
+		case old == nil && !ino.given[i] && m.limit > 0 && m.held+PageSize > m.limit:
 			return &iofs.PathError{Op: "write", Path: f.path, Err: syscall.ENOSPC}
 		}
 		m.setPage(ino, i, p)
@@ -433,9 +448,12 @@ func (m *Memory) setPage(ino *inode, i int64, p *page) {
 	if m.rng != nil && ino.dirty[i] && m.rng.IntN(4) == 0 { // written back before it is overwritten
 		store(ino.medium, i, ino.cache[i])
 	}
-	if ino.cache[i] == nil && p != nil {
+	switch {
+	case ino.cache[i] == nil && p != nil && ino.given[i]:
+		delete(ino.given, i) // its space is the page's now
+	case ino.cache[i] == nil && p != nil:
 		m.held += PageSize
-	} else if ino.cache[i] != nil && p == nil {
+	case ino.cache[i] != nil && p == nil:
 		m.held -= PageSize
 	}
 	store(ino.cache, i, p)
@@ -496,7 +514,26 @@ func (f *memFile) Size() (int64, error) {
 func (f *memFile) Allocate(off, n int64) error {
 	f.m.mu.Lock()
 	defer f.m.mu.Unlock()
-	return f.check(OpAllocate)
+	if err := f.check(OpAllocate); err != nil {
+		return err
+	}
+	if f.ino.kind == KindBlockDevice {
+		return nil
+	}
+	for i := off / PageSize; i*PageSize < off+n; i++ {
+		if f.ino.cache[i] != nil || f.ino.given[i] {
+			continue
+		}
+		if f.m.limit > 0 && f.m.held+PageSize > f.m.limit {
+			return &iofs.PathError{Op: "allocate", Path: f.path, Err: syscall.ENOSPC}
+		}
+		if f.ino.given == nil {
+			f.ino.given = map[int64]bool{}
+		}
+		f.ino.given[i] = true
+		f.m.held += PageSize
+	}
+	return nil
 }
 
 func (f *memFile) PunchHole(off, n int64) error {
@@ -511,6 +548,10 @@ func (f *memFile) PunchHole(off, n int64) error {
 	for i := off / PageSize; i < (off+n)/PageSize; i++ {
 		if f.ino.cache[i] != nil || f.ino.dirty[i] {
 			f.m.setPage(f.ino, i, nil)
+		}
+		if f.ino.given[i] {
+			delete(f.ino.given, i)
+			f.m.held -= PageSize
 		}
 	}
 	return nil
