@@ -47,6 +47,8 @@ bench: build ## the same jobs on holdfast and on nbdkit, as ratios
 	$(GO) run ./cmd/bench -holdfast bin/holdfast $(BENCH)
 
 soak: build ## the long proofs: minutes to hours, as root
+	@mkdir -p $(OUT)
+	$(GO) run ./cmd/demo -rounds 20 -report $(OUT)/soak-hosts.json
 	HOLDFAST_SOAK=1 HOLDFAST_SOAK_ROUNDS=25 .ci/gotest soak -timeout 4h -run 'TestReplicaDiesUnderVerify|TestHolderDies|Takeover|Death|Kill' ./cmd/e2e ./cmd/internal/keeper
 	$(MAKE) --no-print-directory chaos MINUTES=60
 

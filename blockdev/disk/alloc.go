@@ -17,25 +17,40 @@ type allocator struct {
 	chunks   int64
 	free     int64
 	reserved int64 // promised to logged entries
-	spare    int64 // kept for map pages and for applying
+	need     int64 // map pages that promised chunks will add; see Replica.newPages
 	next     int64 // where the search begins
 	waiting  []uint32
 
 	pages        map[int64]uint16 // chunks of map pages: their used pages
 	freePages    []int64
 	waitingPages []int64
+	mapPages     int64 // pages that the map in memory refers to, or will when they are written
+	captured     int64 // pages that come free with the checkpoint being written
 }
 
-// spareChunks is what data may not take: a map needs 1/600 of its data, twice
-// while a checkpoint is written.
+// spareChunks is what a disk needs beside its data: a map needs 1/600 of its
+// data, twice while a checkpoint is written.
 func spareChunks(chunks int64) int64 { return 8 + chunks/128 }
+
+// slackChunks are kept on top of what the map needs at most: for a directory
+// that grows, and for the pages of checkpoints that did not come about.
+const slackChunks = 8
+
+// kept is what data may not take: the next checkpoint may have to write every
+// page of the map anew before one of the old ones is free; those that promised
+// chunks add are written once, and are then among those that may be written
+// anew. A sparse map has pages for each chunk. Under mu.
+func (a *allocator) kept() int64 {
+	pages := a.mapPages + 2*a.need - int64(len(a.freePages)) - a.captured
+	return slackChunks + (max(0, pages)+pagesPerChunk-1)/pagesPerChunk
+}
 
 const pagesPerChunk = chunkSize / pageSize
 
 func newAllocator(chunks int64) *allocator {
 	return &allocator{
 		used: make([]uint64, (chunks+63)/64), chunks: chunks, free: chunks,
-		spare: spareChunks(chunks), pages: map[int64]uint16{},
+		pages: map[int64]uint16{},
 	}
 }
 
@@ -64,6 +79,7 @@ func (a *allocator) usePage(p int64) bool {
 		return false
 	}
 	a.pages[c] = mask | bit
+	a.mapPages++
 	return true
 }
 
@@ -87,23 +103,34 @@ func (a *allocator) listFreePages() {
 	sort.Slice(a.freePages, func(i, j int) bool { return a.freePages[i] > a.freePages[j] })
 }
 
-// reserve promises n chunks to entries about to be logged.
-func (a *allocator) reserve(n int64) error {
+// reserve promises n chunks to entries about to be logged, which will add pages
+// to the map.
+func (a *allocator) reserve(n, pages int64) error {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	if a.free-a.reserved-a.spare < n {
+	a.need += pages
+	if kept := a.kept(); a.free-a.reserved-kept < n {
+		a.need -= pages
 		return holdfast.Errorf(holdfast.ErrNoSpace, "the disk is full: %d chunks free, %d promised, %d kept for its map",
-			a.free, a.reserved, a.spare)
+			a.free, a.reserved, kept)
 	}
 	a.reserved += n
 	return nil
 }
 
 // promise reserves without asking, for entries that are already logged.
-func (a *allocator) promise(n int64) {
+func (a *allocator) promise(n, pages int64) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	a.reserved += n
+	a.need += pages
+}
+
+// needs changes how many pages promised chunks will add to the map.
+func (a *allocator) needs(change int64) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.need += change
 }
 
 func (a *allocator) release(n int64) {
@@ -177,6 +204,7 @@ func (a *allocator) page() (int64, error) {
 	p := a.freePages[len(a.freePages)-1]
 	a.freePages = a.freePages[:len(a.freePages)-1]
 	a.pages[p/pagesPerChunk] |= 1 << (p % pagesPerChunk)
+	a.mapPages++
 	return p, nil
 }
 
@@ -185,6 +213,7 @@ func (a *allocator) laterPage(p int64) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	a.waitingPages = append(a.waitingPages, p)
+	a.mapPages--
 }
 
 // capture returns the chunks and pages that the checkpoint now being written no
@@ -194,6 +223,7 @@ func (a *allocator) capture() (chunks []uint32, pages []int64) {
 	defer a.mu.Unlock()
 	chunks, pages = a.waiting, a.waitingPages
 	a.waiting, a.waitingPages = nil, nil
+	a.captured = int64(len(pages))
 	return chunks, pages
 }
 
@@ -202,6 +232,7 @@ func (a *allocator) keepWaiting(chunks []uint32, pages []int64) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	a.waiting, a.waitingPages = append(a.waiting, chunks...), append(a.waitingPages, pages...)
+	a.captured = 0
 }
 
 // settled frees what capture returned, now that the checkpoint is durable.
@@ -220,6 +251,7 @@ func (a *allocator) settled(chunks []uint32, pages []int64) {
 			a.clear(c)
 		}
 	}
+	a.captured = 0
 	if len(pages) > 0 {
 		a.listFreePages()
 	}

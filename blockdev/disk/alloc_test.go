@@ -71,11 +71,11 @@ func TestMapPagesShareChunks(t *testing.T) {
 
 func TestReservations(t *testing.T) {
 	a := newAllocator(64)
-	room := a.free - a.spare
-	if err := a.reserve(room); err != nil {
+	room := a.free - a.kept()
+	if err := a.reserve(room, 0); err != nil {
 		t.Fatal(err)
 	}
-	if err := a.reserve(1); !errors.Is(err, holdfast.ErrNoSpace) {
+	if err := a.reserve(1, 0); !errors.Is(err, holdfast.ErrNoSpace) {
 		t.Fatalf("beyond the disk: got %v", err)
 	}
 	if _, err := a.take(true); err != nil {

@@ -37,8 +37,12 @@ type FormatOptions struct {
 type Options struct {
 	// Logger; nil discards.
 	Logger *slog.Logger
-	// OnFail is called once, from its own goroutine, when the disk fails (R12).
-	// May be nil.
+	// Cluster and Node, unless zero, are whose disk this must be: another's is
+	// refused (ErrRefused) before a byte of it is written.
+	Cluster holdfast.ClusterID
+	Node    holdfast.NodeID
+	// OnFail is called once, from its own goroutine, when the disk fails (R12)
+	// after Open has returned it. May be nil.
 	OnFail func(err error)
 	// ApplyEvery is how often committed entries are applied when nothing forces
 	// it earlier. Zero: DefaultApplyEvery. Negative: only when forced, by a WAL
@@ -73,7 +77,8 @@ type Stat struct {
 	// MarkedFailed: an I/O error was seen in an earlier life; nothing on this
 	// disk is ever intact again.
 	MarkedFailed bool
-	// Failed is the error that ended the disk's work in this life (R12), or nil.
+	// Failed is the error that ended the disk's work in this life (R12), or nil,
+	// also of a disk that was closed.
 	Failed error
 }
 

@@ -58,12 +58,13 @@ func (d *Disk) settleCommits(replicas []*Replica) error {
 	}
 	var tell []told
 	need := uint64(0)
+	oldest, tight := d.wal.oldest()
 	for _, r := range replicas {
 		r.mu.Lock()
 		r.settleDurable()
 		commit := min(r.commit, r.tail)
 		if r.usable() == nil && commit > r.applied {
-			if commit > r.loggedCommit() {
+			if commit > r.loggedCommit() && (!tight || r.lets(oldest, commit)) {
 				req.recs = append(req.recs, record{typ: recCommit, replica: r.desc.Replica, epoch: r.fence, commit: commit})
 				tell = append(tell, told{r, commit})
 			}
@@ -91,6 +92,22 @@ func (d *Disk) settleCommits(replicas []*Replica) error {
 		return d.failed()
 	}
 	return d.wal.sync(context.Background(), need)
+}
+
+// lets reports whether applying up to commit lets go of the records up to the
+// serial. In a log of which only the reserve is left a commit is recorded for
+// that alone: else commits that trickle in would use up what fences need. Under mu.
+func (r *Replica) lets(serial uint64, commit holdfast.Seq) bool {
+	held := false
+	for s := r.applied + 1; s <= r.tail; s++ {
+		if r.index.get(s).serial <= serial {
+			if s > commit {
+				return false
+			}
+			held = true
+		}
+	}
+	return held
 }
 
 // chunkPlan is what a batch of entries does to one chunk: the newest entry of

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"math"
 	"sort"
+	"syscall"
 
 	"github.com/holdfast-storage/holdfast"
 	"github.com/holdfast-storage/holdfast/blockdev/vfs"
@@ -67,6 +68,7 @@ func (d *Disk) checkpointLocked(held *Replica, always bool) error {
 			v.r.mu.Lock()
 			v.r.ckpt = v.applied
 			v.r.index.settle(v.applied, v.r.dropPromise)
+			v.r.countPages()
 			v.r.mu.Unlock()
 		}
 	}
@@ -165,8 +167,8 @@ func (d *Disk) punch(chunks []uint32) {
 			n++
 		}
 		err := d.main.PunchHole(d.chunkOffset(chunks[i]), int64(n)*chunkSize)
-		if errors.Is(err, errors.ErrUnsupported) {
-			return
+		if errors.Is(err, errors.ErrUnsupported) || errors.Is(err, syscall.ENOSPC) {
+			return // the space stays taken, or a full file system has no room to split an extent
 		}
 		if err != nil {
 			_ = d.fail(holdfast.Errorf(holdfast.ErrIO, "give chunk %d back: %w", chunks[i], err))

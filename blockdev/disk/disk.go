@@ -51,6 +51,7 @@ type Disk struct {
 
 	stuck    atomic.Int64 // how full the log was after room was last sought in vain
 	failure  atomic.Pointer[holdfast.Error]
+	opened   atomic.Bool // Open has returned, or is about to
 	kick     chan struct{}
 	stop     chan struct{}
 	wg       sync.WaitGroup
@@ -71,8 +72,8 @@ func (d *Disk) Stat() Stat {
 		WALSize: d.wal.size(), WALUsed: d.wal.used(),
 		MarkedFailed: d.super.flags&superFailed != 0,
 	}
-	if err := d.failed(); err != nil {
-		s.Failed = err
+	if e := d.failure.Load(); e != nil && e != errClosed {
+		s.Failed = e
 	}
 	d.mu.RLock()
 	s.Replicas = len(d.replicas)
@@ -104,7 +105,7 @@ func (d *Disk) fail(cause error) error {
 		if err := writeSuperblock(d.main, &marked); err != nil {
 			d.log.Warn("mark of failure not written", "disk", d.super.disk.String(), "error", err)
 		}
-		if d.opts.OnFail != nil {
+		if d.opts.OnFail != nil && d.opened.Load() {
 			d.opts.OnFail(e)
 		}
 	})
@@ -204,6 +205,8 @@ func (d *Disk) DeleteReplica(id holdfast.ReplicaID) error {
 	defer r.mu.Unlock()
 	r.deleted = true
 	d.alloc.release(int64(len(r.reserved)))
+	d.alloc.needs(-int64(len(r.newPages)))
+	r.newPages, r.hasPages = map[pageKey]struct{}{}, map[pageKey]struct{}{}
 	d.releaseTree(r.tree)
 	r.reserved, r.tree, r.index = map[int64]struct{}{}, newTree(id, r.desc.Size), newLogIndex()
 	return nil
@@ -319,8 +322,11 @@ func (d *Disk) Close() error {
 	if d.failed() == nil {
 		err = d.checkpoint(nil, true)
 	}
-	d.wg.Wait()
+	// Whatever comes now, or is still under way, finds the disk closed: a write
+	// to a closed file must not pass for a failure of the disk.
+	d.failure.CompareAndSwap(nil, errClosed)
 	d.wal.setFailed(errClosed)
+	d.wg.Wait()
 	d.closeFiles()
 	return err
 }

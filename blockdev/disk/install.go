@@ -54,7 +54,7 @@ func (r *Replica) Rebase(epoch holdfast.Epoch, seq holdfast.Seq) error {
 // rebase is the effect of a REBASE record. Under mu, or during recovery.
 func (r *Replica) rebase(epoch holdfast.Epoch, seq holdfast.Seq) {
 	r.d.alloc.release(int64(len(r.reserved)))
-	r.reserved = map[int64]struct{}{}
+	r.reserved = map[int64]struct{}{} // what the map will need is counted anew by the next checkpoint
 	r.index = newLogIndex()
 	r.index.indexed = seq
 	r.tail, r.dur, r.applied, r.floor, r.ckpt = seq, seq, seq, seq, seq
@@ -229,11 +229,28 @@ func (r *Replica) installOnce(c *Chunk, rec record) error {
 	}
 	needs := packStates(&c.State) != 0
 	var phys uint32
+	if !needs && old.typ == chunkAbsent { // its entry may need a page all the same
+		r.mu.Lock()
+		pages := r.addPages([]int64{c.Index})
+		err := r.d.alloc.reserve(0, int64(len(pages)))
+		if err != nil {
+			r.dropPages(pages)
+		}
+		r.mu.Unlock()
+		if err != nil {
+			return err
+		}
+	}
 	if needs {
 		if !promised {
-			if err := r.d.alloc.reserve(1); err != nil {
+			r.mu.Lock()
+			pages := r.addPages([]int64{c.Index})
+			if err := r.d.alloc.reserve(1, int64(len(pages))); err != nil {
+				r.dropPages(pages)
+				r.mu.Unlock()
 				return err
 			}
+			r.mu.Unlock()
 		}
 		if phys, err = r.d.alloc.take(true); err != nil {
 			return err
@@ -259,7 +276,7 @@ func (r *Replica) installOnce(c *Chunk, rec record) error {
 	if err != nil && needs { // nothing refers to the fresh chunk
 		r.d.alloc.later(phys)
 		if promised {
-			r.d.alloc.promise(1)
+			r.d.alloc.promise(1, 0)
 			r.mu.Lock()
 			r.reserved[c.Index] = struct{}{}
 			r.mu.Unlock()

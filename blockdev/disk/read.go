@@ -131,8 +131,11 @@ func (r *Replica) readRun(p []byte, srcs []source, block int64) error {
 func (r *Replica) readAgain(p []byte, src source, block int64) error {
 	for range maxLookups {
 		r.mu.RLock()
-		now := r.lookup(block)
+		now, err := r.lookup(block), r.usable()
 		r.mu.RUnlock()
+		if err != nil { // deleted, its map is empty: that is not a block of zeroes
+			return err
+		}
 		if now == src {
 			break
 		}

@@ -29,11 +29,13 @@ func Open(ctx context.Context, fs vfs.FS, path string, o Options) (*Disk, error)
 		kick:     make(chan struct{}, 1), stop: make(chan struct{}),
 	}
 	if err := d.open(ctx); err != nil {
+		d.wg.Wait() // for the mark of a failure
 		if d.main != nil {
 			d.closeFiles()
 		}
 		return nil, holdfast.Errorf(holdfast.KindOf(err), "open disk %s: %w", path, err)
 	}
+	d.opened.Store(true)
 	if !o.foreground {
 		d.wg.Go(d.background)
 	}
@@ -59,7 +61,9 @@ func (d *Disk) open(ctx context.Context) error {
 			break // all in one file
 		}
 		if err := d.wal.slots[i].file.Sync(); err != nil {
-			return holdfast.Errorf(holdfast.ErrIO, "sync the log: %w", err)
+			// What the sync lost is lost silently from now on: marked as failed,
+			// nothing on this disk claims to be intact again.
+			return d.fail(holdfast.Errorf(holdfast.ErrIO, "sync the log: %w", err))
 		}
 	}
 	log, err := d.scan(ctx)
@@ -72,7 +76,7 @@ func (d *Disk) open(ctx context.Context) error {
 	// Durable before anybody hears of this open.
 	s.bootID, s.walDurable = d.bootID, d.wal.serial
 	if err := writeSuperblock(d.main, s); err != nil {
-		return err
+		return d.fail(err)
 	}
 	d.log.Info("disk opened", "disk", s.disk.String(), "path", d.path, "open_count", uint64(s.openCount),
 		"replicas", len(d.replicas), "log_serial", d.wal.serial)
@@ -104,6 +108,10 @@ func (d *Disk) openFiles() error {
 		return err
 	}
 	s := d.super
+	if !d.opts.Cluster.IsZero() && s.cluster != d.opts.Cluster || !d.opts.Node.IsZero() && s.node != d.opts.Node {
+		return holdfast.Errorf(holdfast.ErrRefused, "it belongs to another cluster or node (cluster %v, node %v)", s.cluster, s.node).
+			WithRemedy("give another --disk; this one was not changed")
+	}
 	if st, err = main.Stat(); err != nil {
 		return holdfast.Errorf(holdfast.ErrIO, "%w", err)
 	}
@@ -168,6 +176,7 @@ type scannedLog struct {
 	recs    []found // ascending serials
 	holes   []hole  // between or before them: records lost to corruption
 	durable uint64  // records up to here were durable for certain
+	cut     bool    // more was written behind an unreadable record: no death of a process leaves that
 }
 
 // hole is a range of serials.
@@ -271,12 +280,14 @@ func assemble(all []found, durable uint64) *scannedLog {
 		f := &log.recs[i]
 		if i > 0 && f.serial != next {
 			if next > log.durable {
+				log.cut = f.open == log.recs[i-1].open
 				log.recs = log.recs[:i]
 				return log
 			}
 			log.holes = append(log.holes, hole{next, f.serial - 1})
 		}
 		if !f.ok && f.serial > log.durable {
+			log.cut = i+1 < len(log.recs) && log.recs[i+1].open == f.open
 			log.recs = log.recs[:i]
 			return log
 		}
@@ -545,13 +556,14 @@ func (p *replay) finish(s *savedState) error {
 	}
 	r.dur, r.durMark = r.tail, r.commit
 	r.floor = max(r.applied, min(r.commit, r.tail))
-	r.intact = r.intact && r.damaged == nil && d.mayBeIntact() && r.intactBoot == d.bootID && r.intactFiles == d.identity
+	r.intact = r.intact && r.damaged == nil && !p.log.cut && d.mayBeIntact() && r.intactBoot == d.bootID && r.intactFiles == d.identity
 	for _, e := range r.index.entries {
 		if e.bad && e.seq > r.ckpt {
 			r.intact = false
 		}
 	}
 	r.tree.each(0, maxSegment/chunkSize, func(_ int64, e *chunkEntry) { r.asOf = max(r.asOf, e.asOf) })
+	r.countPages()
 	p.promise(r)
 	for _, f := range l.installs {
 		if err := p.install(r, f); err != nil {
@@ -581,7 +593,7 @@ func (p *replay) promise(r *Replica) {
 		for c := e.off / chunkSize; c <= (e.off+e.length-1)/chunkSize; c++ {
 			if _, ok := r.reserved[c]; !ok && r.tree.get(c).typ != chunkMapped {
 				r.reserved[c] = struct{}{}
-				p.d.alloc.promise(1)
+				p.d.alloc.promise(1, int64(len(r.addPages([]int64{c}))))
 			}
 		}
 	}
@@ -614,6 +626,7 @@ func (p *replay) install(r *Replica, f *found) error {
 		copy(c.Data[i*blockSize:], b)
 	}
 	old := r.tree.get(c.Index)
+	p.d.alloc.needs(int64(len(r.addPages([]int64{c.Index}))))
 	var phys uint32
 	if packStates(&c.State) != 0 {
 		_, promised := r.reserved[c.Index]

@@ -33,9 +33,11 @@ type Replica struct {
 	ckpt     holdfast.Seq
 	tails    []EpochStart
 	index    *logIndex
-	tree     *tree              // read and changed under mu, changed by who holds applying too
-	reserved map[int64]struct{} // chunks promised to logged writes
-	inflight []Entry            // being logged now
+	tree     *tree                // read and changed under mu, changed by who holds applying too
+	reserved map[int64]struct{}   // chunks promised to logged writes
+	newPages map[pageKey]struct{} // map pages that promised chunks and changes since the last checkpoint add
+	hasPages map[pageKey]struct{} // map pages that the last checkpoint has
+	inflight []Entry              // being logged now
 
 	intact      bool
 	intactEpoch holdfast.Epoch
@@ -71,6 +73,7 @@ func newReplica(d *Disk, desc ReplicaDesc) *Replica {
 	return &Replica{
 		d: d, desc: desc, limit: math.MaxUint64,
 		index: newLogIndex(), tree: newTree(desc.Replica, desc.Size), reserved: map[int64]struct{}{},
+		newPages: map[pageKey]struct{}{}, hasPages: map[pageKey]struct{}{},
 	}
 }
 
@@ -183,7 +186,9 @@ func (r *Replica) admit(entries []Entry) error {
 		}
 	}
 	if len(fresh) > 0 {
-		if err := r.d.alloc.reserve(int64(len(fresh))); err != nil {
+		pages := r.addPages(fresh)
+		if err := r.d.alloc.reserve(int64(len(fresh)), int64(len(pages))); err != nil {
+			r.dropPages(pages)
 			for _, c := range fresh {
 				delete(r.reserved, c)
 			}
@@ -192,6 +197,41 @@ func (r *Replica) admit(entries []Entry) error {
 	}
 	r.inflight = entries
 	return nil
+}
+
+// addPages notes which pages the map will need for chunks beside those that it
+// has or that were noted before, and returns them. Under mu.
+func (r *Replica) addPages(chunks []int64) []pageKey {
+	var added []pageKey
+	for _, c := range chunks {
+		r.tree.path(c, func(p pageKey) {
+			_, has := r.hasPages[p]
+			if _, ok := r.newPages[p]; !ok && !has {
+				r.newPages[p] = struct{}{}
+				added = append(added, p)
+			}
+		})
+	}
+	return added
+}
+
+func (r *Replica) dropPages(pages []pageKey) {
+	for _, p := range pages {
+		delete(r.newPages, p)
+	}
+}
+
+// countPages counts anew what the map will need, now that a checkpoint has
+// written what it needed until now. Under mu, while nothing saves the map.
+func (r *Replica) countPages() {
+	before := len(r.newPages)
+	clear(r.newPages)
+	clear(r.hasPages)
+	r.tree.saved(func(p pageKey) { r.hasPages[p] = struct{}{} })
+	for c := range r.reserved {
+		r.addPages([]int64{c})
+	}
+	r.d.alloc.needs(int64(len(r.newPages) - before))
 }
 
 // logEntries writes the admitted entries to the log and indexes them.

@@ -140,6 +140,38 @@ func (t *tree) set(chunk int64, e chunkEntry) {
 	l.dirty = true
 }
 
+// path calls f for each page, by level and index, that the map needs for a chunk.
+func (t *tree) path(chunk int64, f func(p pageKey)) {
+	i := chunk / leafEntries
+	f(pageKey{0, i})
+	for level := range t.levels {
+		i /= nodeEntries
+		f(pageKey{level + 1, i})
+	}
+}
+
+// saved calls f for each page that the last checkpoint has.
+func (t *tree) saved(f func(p pageKey)) {
+	for i, l := range t.leaves {
+		if l.ref.page >= 0 {
+			f(pageKey{0, i})
+		}
+	}
+	for level, nodes := range t.levels {
+		for i, n := range nodes {
+			if n.ref.page >= 0 {
+				f(pageKey{level + 1, i})
+			}
+		}
+	}
+}
+
+// pageKey names a page of a replica's map.
+type pageKey struct {
+	level int
+	index int64
+}
+
 // each calls f for the existing entries of chunks in [from, to), in no order.
 func (t *tree) each(from, to int64, f func(chunk int64, e *chunkEntry)) {
 	visit := func(i int64, l *leaf) {

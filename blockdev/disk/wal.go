@@ -103,9 +103,9 @@ func (w *wal) submit(req *walRequest) error {
 		req.wake = make(chan bool, 1)
 	}
 	w.mu.Lock()
-	if w.failed != nil {
+	if err := w.failed; err != nil {
 		w.mu.Unlock()
-		return w.failed
+		return err
 	}
 	w.queue = append(w.queue, req)
 	lead := !w.writing
@@ -377,6 +377,19 @@ func (w *wal) durableSerial() uint64 {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	return w.durable
+}
+
+// oldest returns the last serial of the oldest slot that is still needed, and
+// whether only the reserve is left, which takes no entries.
+func (w *wal) oldest() (last uint64, tight bool) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	free := w.freeSlots()
+	tight = w.slotSize-w.pos+free*w.slotSize-vfs.PageSize < w.reserve
+	if i := int(free) + 1; i < len(w.slots) {
+		return w.slots[(w.cur+i)%len(w.slots)].last, tight
+	}
+	return w.serial, tight
 }
 
 // recycle lets the slots whose records are all below the serial be overwritten.

@@ -26,6 +26,7 @@ var breakages = map[string]string{
 type options struct {
 	root, binary, breakage, report, name string
 	imagesOnly, keep                     bool
+	rounds                               int // of the container form, each kills a host
 }
 
 // minRows is how many commits must be acknowledged before a host is killed.
@@ -37,6 +38,10 @@ const (
 	moveDeadline   = 150 * time.Second // from a host's death to a write elsewhere
 	inSyncDeadline = 120 * time.Second // from a host's return to a whole volume
 	leftDeadline   = 60 * time.Second  // for the kernel to let go of loop devices
+	// releaseDeadline is how long a killed host may keep devices in the kernel. It is
+	// less than the silence after which another host takes the volume over (5 s), so
+	// that none of the new ones is taken for an old one.
+	releaseDeadline = 4500 * time.Millisecond
 )
 
 // driver is the name of the volume driver.
@@ -52,6 +57,7 @@ type demo struct {
 	temp    string // holds a binary that was built
 	lab     *lab.Lab
 	images  lab.Images
+	before  []string // what was left on this machine before
 }
 
 // run tells the whole story. It returns errLost if rows were lost.
@@ -147,11 +153,19 @@ func (d *demo) docker(ctx context.Context, h *lab.Host, args ...string) (string,
 func (d *demo) killWhileWriting(ctx context.Context, w *writing, h *lab.Host, f *form) (time.Time, error) {
 	acked, _ := w.ledger.rows()
 	d.story.line("%d rows are acknowledged. Killing host %s, all of it, while the client writes", acked, h.Name)
+	devices, err := lab.KernelDevices(ctx)
+	if err != nil {
+		return time.Time{}, err
+	}
+	devices = slices.DeleteFunc(devices, func(what string) bool { return slices.Contains(d.before, what) })
 	killed := time.Now()
-	err := h.Kill(ctx)
+	err = h.Kill(ctx)
 	w.hostDied()
 	if err != nil {
 		return killed, err
+	}
+	if err := d.released(ctx, devices, killed, f); err != nil {
+		return killed, fmt.Errorf("after the death of %s: %w", h.Name, err)
 	}
 	acked, last := w.ledger.rows()
 	w.ledger.mu.Lock()
@@ -172,6 +186,38 @@ func (d *demo) killWhileWriting(ctx context.Context, w *writing, h *lab.Host, f 
 	}
 	d.story.line("host %s is dead: %d rows acknowledged, the last %.2f s before the kill; %d unanswered", h.Name, acked, f.SecondsLastAckToKill, unanswered)
 	return killed, nil
+}
+
+// released waits until the kernel let go of everything that a killed host had, and
+// makes sure that no process hangs.
+func (d *demo) released(ctx context.Context, had []string, killed time.Time, f *form) error {
+	if f.KernelDevices = len(had); len(had) == 0 {
+		return errors.New("the host had no loop device and no FUSE connection before its death: nothing was tried")
+	}
+	for {
+		now, err := lab.KernelDevices(ctx)
+		if err != nil {
+			return err
+		}
+		still := slices.DeleteFunc(slices.Clone(had), func(what string) bool { return !slices.Contains(now, what) })
+		if len(still) == 0 {
+			break
+		}
+		if time.Since(killed) > releaseDeadline {
+			return fmt.Errorf("the kernel still holds %s", strings.Join(still, "; "))
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(50 * time.Millisecond):
+		}
+	}
+	f.SecondsToRelease = time.Since(killed).Seconds()
+	stuck, err := lab.Stuck(ctx)
+	if err == nil && len(stuck) > 0 {
+		err = fmt.Errorf("%s", strings.Join(stuck, "; "))
+	}
+	return err
 }
 
 // verify reads the ledger back and compares.

@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/holdfast-storage/holdfast/cmd/internal/lab"
@@ -20,55 +21,65 @@ const (
 const rowsAway = 300
 
 // containerForm: the database's container dies with its host, and somebody starts the
-// same container on another.
+// same container on another. With several rounds the host that went on dies next.
 func (d *demo) containerForm(ctx context.Context) error {
 	d.story.chapter("A database on a volume, and its host dies")
-	f := &form{Form: "container", RowsLost: []int{}}
-	d.report.Forms = append(d.report.Forms, f)
-	h1, h2 := d.lab.Hosts[0], d.lab.Hosts[1]
-
-	if _, err := d.docker(ctx, h1, "volume", "create", "-d", driver, "-o", "size=1G", "-o", "replicas=3", "data"); err != nil {
+	holder := d.lab.Hosts[0]
+	if _, err := d.docker(ctx, holder, "volume", "create", "-d", driver, "-o", "size=1G", "-o", "replicas=3", "data"); err != nil {
 		return err
 	}
 	container := append([]string{"run", "-d", "--name", "db", "-p", containerPort + ":6379",
 		"--mount", "type=volume,volume-driver=" + driver + ",source=data,target=/data", d.images.App}, redis...)
-	if _, err := d.docker(ctx, h1, container...); err != nil {
+	if _, err := d.docker(ctx, holder, container...); err != nil {
 		return err
 	}
-	rows, killed, err := d.writeAndKill(ctx, h1, containerPort, f)
+	for round := 1; round <= d.options.rounds; round++ {
+		f := &form{Form: "container", RowsLost: []int{}}
+		if round > 1 {
+			f.Form = fmt.Sprintf("container-%d", round)
+			d.story.chapter(fmt.Sprintf("Round %d: the next host dies", round))
+		}
+		d.report.Forms = append(d.report.Forms, f)
+		next := d.lab.Hosts[(slices.Index(d.lab.Hosts, holder)+1)%len(d.lab.Hosts)]
+		if err := d.move(ctx, holder, next, container, f); err != nil || d.options.breakage != "" {
+			return err
+		}
+		// The container that died with the host is still known to its engine.
+		if _, err := d.docker(ctx, holder, "rm", "-f", "db"); err != nil {
+			return err
+		}
+		holder = next
+	}
+	if _, err := d.docker(ctx, holder, "rm", "-f", "db"); err != nil {
+		return err
+	}
+	_, err := d.docker(ctx, holder, "volume", "rm", "data")
+	return err
+}
+
+// move is one round: rows are written at a host, it dies, the container goes on at
+// another, every row is there, and the dead one comes back.
+func (d *demo) move(ctx context.Context, from, to *lab.Host, container []string, f *form) error {
+	rows, killed, err := d.writeAndKill(ctx, from, containerPort, f)
 	if err != nil {
 		return err
 	}
-
 	move, cancel := context.WithDeadline(ctx, killed.Add(moveDeadline))
 	defer cancel()
-	if _, err := d.docker(move, h2, container...); err != nil {
-		return fmt.Errorf("the database does not start on %s: %w", h2.Name, err)
+	if _, err := d.docker(move, to, container...); err != nil {
+		return fmt.Errorf("the database does not start on %s: %w", to.Name, err)
 	}
-	address := h2.Address + ":" + containerPort
+	address := to.Address + ":" + containerPort
 	_, first, err := firstWrite(move, []string{address}, "first-write")
 	if err != nil {
 		return err
 	}
-	f.HostAfter, f.SecondsToFirstWrite = h2.Name, first.Sub(killed).Seconds()
-	d.story.line("the same container runs on %s: first write %.1f s after the death of %s", h2.Name, f.SecondsToFirstWrite, h1.Name)
-	if err := d.verify(ctx, rows, address, f); err != nil {
+	f.HostAfter, f.SecondsToFirstWrite = to.Name, first.Sub(killed).Seconds()
+	d.story.line("the same container runs on %s: first write %.1f s after the death of %s", to.Name, f.SecondsToFirstWrite, from.Name)
+	if err := d.verify(ctx, rows, address, f); err != nil || d.options.breakage != "" {
 		return err
 	}
-	if d.options.breakage != "" {
-		return nil
-	}
-	if err := d.comeBack(ctx, h1, h2, address, f); err != nil {
-		return err
-	}
-	// The container that died with the host is still known to its engine.
-	for _, h := range []*lab.Host{h2, h1} {
-		if _, err := d.docker(ctx, h, "rm", "-f", "db"); err != nil {
-			return err
-		}
-	}
-	_, err = d.docker(ctx, h2, "volume", "rm", "data")
-	return err
+	return d.comeBack(ctx, from, to, address, f)
 }
 
 // writeAndKill writes to the database on a host until there is enough to lose, and

@@ -41,6 +41,7 @@ func command(ctx context.Context, args []string) int {
 	flags.StringVar(&o.report, "report", "demo.json", "where the report is written")
 	flags.StringVar(&o.name, "name", "hfdemo", "the name of what is made in Docker")
 	flags.BoolVar(&o.keep, "keep", false, "leave the hosts running, to look at them; the next demo removes them")
+	flags.IntVar(&o.rounds, "rounds", 1, "how many hosts die in the container form, one after the other")
 	flags.BoolVar(&o.imagesOnly, "images-only", false, "build the images and end")
 	flags.Usage = func() {
 		fmt.Fprintln(flags.Output(), "Three Docker hosts, one volume, a host dies, the data is there.\n\n  go run ./cmd/demo [FLAGS]\n  go run ./cmd/demo leftovers")
@@ -58,6 +59,10 @@ func command(ctx context.Context, args []string) int {
 	}
 	if _, known := breakages[o.breakage]; !known {
 		fmt.Fprintf(os.Stderr, "unknown defect %q: lose-acked is there\n", o.breakage)
+		return exitUsage
+	}
+	if o.rounds < 1 {
+		fmt.Fprintf(os.Stderr, "-rounds %d: at least one host has to die\n", o.rounds)
 		return exitUsage
 	}
 	if lacks := preflight(ctx, o.binary == ""); len(lacks) > 0 {
@@ -80,6 +85,7 @@ func play(ctx context.Context, o options) int {
 		report:  &report{Result: resultOK, Break: o.breakage, Started: time.Now().UTC().Truncate(time.Second)},
 	}
 	before, leftoversErr := lab.Leftovers(ctx) // without root nothing can be said
+	d.before = before
 	err := d.run(ctx)
 	cleanup, cancel := context.WithTimeout(context.WithoutCancel(ctx), closeDeadline)
 	defer cancel()

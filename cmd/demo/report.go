@@ -40,7 +40,11 @@ type form struct {
 	SecondsToFirstWrite  float64 `json:"seconds_to_first_write"`
 	SecondsToInSync      float64 `json:"seconds_to_in_sync,omitempty"` // from the host's return
 	RowsWhileHostWasAway int     `json:"rows_while_host_was_away,omitempty"`
-	complete             bool
+	// KernelDevices is how many loop devices and FUSE connections the killed host
+	// had; each was gone, and no process stuck, SecondsToRelease after its death.
+	KernelDevices    int     `json:"kernel_devices"`
+	SecondsToRelease float64 `json:"seconds_to_release"`
+	complete         bool
 }
 
 // maxLostListed bounds how many lost rows are listed.
@@ -65,8 +69,8 @@ func (r *report) summary(out io.Writer) {
 			fmt.Fprintf(out, "%-12s did not end\n", f.Form)
 			continue
 		}
-		fmt.Fprintf(out, "%-12s %8d %8d %6d %10.1f s   %s died, %s went on\n",
-			f.Form, f.RowsAcked, f.RowsFound, f.RowsAcked-f.RowsFound, f.SecondsToFirstWrite, f.HostKilled, f.HostAfter)
+		fmt.Fprintf(out, "%-12s %8d %8d %6d %10.1f s   %s died, %s went on; the kernel let go of its %d devices after %.1f s\n",
+			f.Form, f.RowsAcked, f.RowsFound, f.RowsAcked-f.RowsFound, f.SecondsToFirstWrite, f.HostKilled, f.HostAfter, f.KernelDevices, f.SecondsToRelease)
 	}
 	fmt.Fprintln(out)
 	switch r.Result {

@@ -65,6 +65,7 @@ type node struct {
 	dir     string
 	address string
 	flags   []string
+	keeper  bool // runs under a keeper, and makes kernel devices
 	cmd     *exec.Cmd
 	log     *os.File
 	exited  chan error
@@ -135,7 +136,10 @@ func (n *node) start() {
 	n.log = log
 	n.cmd = exec.Command(program, n.flags...)
 	n.cmd.Stderr, n.cmd.Stdout = log, log
-	n.cmd.Env = append(os.Environ(), "HOLDFAST_LOG=info", "HOLDFAST_KEEPER=off")
+	n.cmd.Env = append(os.Environ(), "HOLDFAST_LOG=info")
+	if !n.keeper {
+		n.cmd.Env = append(n.cmd.Env, "HOLDFAST_KEEPER=off")
+	}
 	n.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	if err := n.cmd.Start(); err != nil {
 		n.t.Fatal(err)
@@ -145,10 +149,21 @@ func (n *node) start() {
 	n.exited = exited
 }
 
-// kill is kill -9, and waits for the process to be gone.
+// kill is kill -9, and waits for the process to be gone. A keeper is told to end
+// instead, so that no mount of it is left on this machine.
 func (n *node) kill() {
 	if n.cmd == nil {
 		return
+	}
+	if n.keeper {
+		_ = n.cmd.Process.Signal(syscall.SIGTERM)
+		select {
+		case <-n.exited:
+			n.cmd = nil
+			n.log.Close()
+			return
+		case <-time.After(40 * time.Second): // 25 s of unmounts, 8 s of the daemon
+		}
 	}
 	_ = n.cmd.Process.Kill()
 	<-n.exited

@@ -70,3 +70,26 @@ func TestBelowMinCopies(t *testing.T) {
 	}
 	holder.must("volume", "detach", "v")
 }
+
+// TestJoinOfAnotherCluster starts a node that has a cluster with a --join that
+// names another one's node: refused, and nothing is changed. Its own is no error.
+func TestJoinOfAnotherCluster(t *testing.T) {
+	whole(t)
+	answers := func(n *node) {
+		t.Helper()
+		n.start()
+		eventually(t, 30*time.Second, n.name+" answers", func() bool { return n.cli("node", "ls").code == 0 })
+	}
+	one, two := newNode(t, "one"), newNode(t, "two")
+	for _, n := range []*node{one, two} {
+		n.flags = append(n.flags, "--disk", "none")
+		answers(n)
+	}
+	two.terminate()
+	r := runCLI(t, "", append(two.flags, "--join", one.address)...)
+	if r.code != 5 || !strings.Contains(r.stderr, "belongs to cluster") {
+		t.Errorf("--join of another cluster: exit %d, want 5\n%s", r.code, r.stderr)
+	}
+	two.flags = append(two.flags, "--join", two.address)
+	answers(two)
+}

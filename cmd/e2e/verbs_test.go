@@ -29,6 +29,19 @@ func TestVerbsFromAnyNode(t *testing.T) {
 	if out := d.must("volume", "explain", "v"); !strings.Contains(out, "node "+a.name+" holds epoch 1") {
 		t.Errorf("explain from another node:\n%s", out)
 	}
+	if out := d.must("node", "what-if-down", a.name); !strings.Contains(out, "2 of 3 voters left") || !strings.Contains(out, "yes: its clients there end") {
+		t.Errorf("what-if-down of the holder:\n%s", out)
+	}
+	var impact struct {
+		QuorumLost bool `json:"quorum_lost"`
+		Volumes    []struct {
+			Volume, Loses string
+			InSyncLeft    int `json:"in_sync_left"`
+		}
+	}
+	if b.decode(&impact, "node", "what-if-down", d.name); impact.QuorumLost || len(impact.Volumes) == 0 || impact.Volumes[0].Loses != "redundancy" {
+		t.Errorf("what-if-down of another node: %+v", impact)
+	}
 	for _, r := range []struct {
 		n    *node
 		args []string
@@ -39,6 +52,7 @@ func TestVerbsFromAnyNode(t *testing.T) {
 		{d, []string{"volume", "detach", "v"}, 5, "client"},
 		{d, []string{"volume", "rm", "v"}, 5, "attached"},
 		{b, []string{"volume", "attach", "v"}, 5, "--nbd"},
+		{b, []string{"node", "what-if-down", "nowhere"}, 3, "nowhere"},
 	} {
 		if got := r.n.cli(r.args...); got.code != r.code || !strings.Contains(got.stderr, r.says) {
 			t.Errorf("holdfast %s: exit %d, want %d, saying %q:\n%s", strings.Join(r.args, " "), got.code, r.code, r.says, got.stderr)

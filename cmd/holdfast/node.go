@@ -14,7 +14,7 @@ import (
 )
 
 func (c *cli) nodeCommand() *cobra.Command {
-	return group("node", "List and inspect nodes", c.nodeList(), c.nodeInspect())
+	return group("node", "List and inspect nodes", c.nodeList(), c.nodeInspect(), c.nodeWhatIfDown())
 }
 
 func (c *cli) nodeList() *cobra.Command {
@@ -66,6 +66,48 @@ func (c *cli) nodeInspect() *cobra.Command {
 			})
 		},
 	}
+}
+
+func (c *cli) nodeWhatIfDown() *cobra.Command {
+	return &cobra.Command{
+		Use: "what-if-down NAME", Short: "Say what would be lost if a node went down now", Example: "  holdfast node what-if-down h1",
+		Long: "Lists the volumes that would lose redundancy (they go on with fewer copies), writes (fewer than\n" +
+			"min_copies), availability (no in-sync copy that answers) or data (the only in-sync copy), as things\n" +
+			"stand now. Nothing is changed. Exit 0 whatever the answer.",
+		Args: exactly(1, "one node name"),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return c.call(cmd, callTimeout, func(ctx context.Context, client *api.Client) error {
+				i, err := client.WhatIfDown(ctx, &apipb.NodeRequest{Name: args[0]})
+				if err != nil {
+					return err
+				}
+				return c.show(i, func() { c.printImpact(i) })
+			})
+		},
+	}
+}
+
+func (c *cli) printImpact(i *apipb.Impact) {
+	quorum := "kept"
+	if i.QuorumLost {
+		quorum = "LOST: nothing could be attached, no silent replica taken out"
+	}
+	c.field("node", "%s", i.Node)
+	c.field("raft quorum", "%s (%d of %d voters left)", quorum, i.VotersLeft, i.Voters)
+	if len(i.Volumes) == 0 {
+		c.field("volumes", "none would lose anything")
+		return
+	}
+	fmt.Fprintln(c.out)
+	t := c.newTable("VOLUME", "LOSES", "IN-SYNC COPIES LEFT", "ATTACHED THERE")
+	for _, v := range i.Volumes {
+		attached := ""
+		if v.Attached {
+			attached = "yes: its clients there end"
+		}
+		t.AppendRow([]any{v.Volume, v.Loses, v.InSyncLeft, attached})
+	}
+	t.Render()
 }
 
 func (c *cli) diskCommand() *cobra.Command {

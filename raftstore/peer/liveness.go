@@ -176,11 +176,32 @@ func (r *record) of(node holdfast.NodeID) Alive {
 	return a
 }
 
+// silent returns the nodes that are gone by this record, at most maxHeard.
+func (r *record) silent() []holdfast.NodeID {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.catchUp()
+	var gone []holdfast.NodeID
+	for node, h := range r.heard {
+		if r.silence(h) >= GoneAfter {
+			gone = append(gone, node)
+		}
+	}
+	return gone
+}
+
 // next returns a channel that is closed when somebody goes, comes back or is new.
 func (r *record) next() <-chan struct{} {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	return r.changed
+}
+
+// wake wakes who waits for a change of liveness.
+func (r *record) wake() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.announce()
 }
 
 // announce wakes who waits. r.mu is held.

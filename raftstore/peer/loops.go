@@ -94,6 +94,14 @@ func (p *Peer) beatTo(address string) {
 			p.conns.drop(address)
 		case err == nil && r.GetFailure() != nil:
 			p.log.Warn("heartbeat refused", "address", address, "error", failureError(r.GetFailure()))
+		case err == nil:
+			gone := make([]holdfast.NodeID, 0, min(len(r.GetGone()), maxHeard))
+			for _, id := range r.GetGone()[:min(len(r.GetGone()), maxHeard)] {
+				gone = append(gone, nodeID(id))
+			}
+			if p.hearsay.tell(address, gone) {
+				p.record.wake()
+			}
 		}
 	}()
 }

@@ -57,11 +57,12 @@ type Options struct {
 
 // Peer is one node's part. Its methods may be called concurrently.
 type Peer struct {
-	store  *raftstore.Store
-	log    *slog.Logger
-	record *record
-	conns  *conns
-	watch  follower
+	store   *raftstore.Store
+	log     *slog.Logger
+	record  *record
+	hearsay *hearsay
+	conns   *conns
+	watch   follower
 
 	ctx    context.Context // the Peer's life: ends when Close begins
 	cancel context.CancelFunc
@@ -89,7 +90,7 @@ func New(o Options) (*Peer, error) {
 	if o.Dialing == nil {
 		o.Dialing = []grpc.DialOption{grpc.WithTransportCredentials(insecure.NewCredentials())}
 	}
-	p := &Peer{store: o.Store, log: o.Logger, record: newRecord(o.Clock), conns: newConns(o.Dialing),
+	p := &Peer{store: o.Store, log: o.Logger, record: newRecord(o.Clock), hearsay: newHearsay(o.Clock), conns: newConns(o.Dialing),
 		self: o.Self, targets: slices.Clone(o.Targets), beating: map[string]bool{}}
 	contacts, err := o.Store.Contacts()
 	if err != nil {
@@ -145,6 +146,10 @@ func (p *Peer) Gone(h state.Holder) bool { return p.record.gone(h) }
 // Alive returns what this node's record knows of a node.
 func (p *Peer) Alive(node holdfast.NodeID) Alive { return p.record.of(node) }
 
+// SaidGone reports whether the voters that answer this node's heartbeats call a
+// node gone. It is what a node that is no voter knows.
+func (p *Peer) SaidGone(node holdfast.NodeID) bool { return p.hearsay.gone(node) }
+
 // LivenessChanged returns a channel that is closed when a node goes, comes back
 // or shows a new instance.
 func (p *Peer) LivenessChanged() <-chan struct{} { return p.record.next() }
@@ -182,6 +187,35 @@ func (p *Peer) Join(ctx context.Context, targets []string) error {
 	}
 	// From here on the node beats, and the leader, hearing that, adds it to raft.
 	return p.store.Adopt(cluster)
+}
+
+// sameClusterWait bounds what SameCluster waits for answers.
+const sameClusterWait = time.Second
+
+// SameCluster is ErrRefused if one of the addresses belongs to another cluster than
+// this node, which has one. Who does not answer within a moment may be of either.
+func (p *Peer) SameCluster(ctx context.Context, targets []string) error {
+	ctx, cancel := context.WithTimeout(ctx, sameClusterWait)
+	defer cancel()
+	own := p.store.Cluster()
+	answers := make(chan error, len(targets))
+	for _, address := range targets {
+		go func() {
+			h, err := p.hello(ctx, address)
+			var cluster holdfast.ClusterID
+			if err != nil || len(h.GetCluster()) != len(cluster) || own == holdfast.ClusterID(h.GetCluster()) {
+				answers <- nil
+				return
+			}
+			answers <- holdfast.Errorf(holdfast.ErrRefused, "this node belongs to cluster %v, and %s to cluster %v", own, address, holdfast.ClusterID(h.GetCluster())).
+				WithRemedy("join a node of its own cluster, or give an empty data directory")
+		}()
+	}
+	var errs []error
+	for range targets {
+		errs = append(errs, <-answers)
+	}
+	return errors.Join(errs...)
 }
 
 // discover asks the targets for their cluster until one answers.

@@ -83,6 +83,9 @@ func (s server) Heartbeat(_ context.Context, r *peerpb.HeartbeatRequest) (*peerp
 	copy(instance[:], r.GetInstance())
 	node := nodeID(r.GetFrom())
 	p.record.arrive(node, instance, r.GetApplied())
+	for _, gone := range p.record.silent() {
+		reply.Gone = append(reply.Gone, gone[:])
+	}
 	if address := r.GetRaftAddress(); address != "" && len(address) <= state.MaxTextLength {
 		p.store.LearnAddress(node, address)
 	}

@@ -154,6 +154,12 @@ func TestClustersDoNotMix(t *testing.T) {
 	if err := one.Join(within(t), []string{two.api}); !errors.Is(err, holdfast.ErrRefused) {
 		t.Fatalf("join of another cluster: got %v, want %v", err, holdfast.ErrRefused)
 	}
+	if err := one.SameCluster(within(t), []string{one.api, two.api}); !errors.Is(err, holdfast.ErrRefused) {
+		t.Fatalf("another cluster's node among the targets: got %v, want %v", err, holdfast.ErrRefused)
+	}
+	if err := one.SameCluster(within(t), []string{one.api, "127.0.0.1:1"}); err != nil {
+		t.Fatalf("the own cluster, and nobody: got %v, want no error", err)
+	}
 	conn, err := grpc.NewClient("passthrough:///"+two.api, grpc.WithTransportCredentials(insecure.NewCredentials()))
 	if err != nil {
 		t.Fatal(err)

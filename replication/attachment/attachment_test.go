@@ -289,3 +289,31 @@ func TestMoreThanTheLog(t *testing.T) {
 		}
 	}
 }
+
+// TestRegressionIsTold: when raft knows of entries that no replica has, neither an
+// attach nor a detach asks again and again; a person is told.
+func TestRegressionIsTold(t *testing.T) {
+	c := newCluster(t, 2, 8<<20, 8<<20)
+	raise := func(to holdfast.Seq) {
+		c.meta.mu.Lock()
+		defer c.meta.mu.Unlock()
+		c.meta.segments[0].floor = to
+	}
+	a := c.attach(c.hosts[0])
+	raise(1000)
+	if err := a.Detach(t.Context()); !errors.Is(err, holdfast.ErrIntegrity) {
+		t.Errorf("detach: got %v, want %v", err, holdfast.ErrIntegrity)
+	}
+	a.Close()
+	raise(0)
+	o := c.options(c.hosts[0])
+	raise(1000) // raft's floor rises while it attaches
+	b, err := New(o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer b.Close()
+	if err := b.Attach(t.Context()); !errors.Is(err, holdfast.ErrIntegrity) {
+		t.Errorf("attach: got %v, want %v", err, holdfast.ErrIntegrity)
+	}
+}

@@ -541,7 +541,7 @@ func (m *fakeMeta) apply(seg holdfast.SegmentID, epoch holdfast.Epoch, v holdfas
 func (m *fakeMeta) Activate(_ context.Context, seg holdfast.SegmentID, epoch holdfast.Epoch, v holdfast.ISRVersion, start holdfast.Seq, members []holdfast.ReplicaID, continuous bool) (holdfast.ISRVersion, error) {
 	return m.apply(seg, epoch, v, fmt.Sprintf("activate at %d with %d, continuous %v", start, len(members), continuous), func(s *metaSegment) error {
 		if start < s.floor {
-			return holdfast.Errorf(holdfast.ErrRefused, "REPLICA_REGRESSION")
+			return errRegression
 		}
 		for i, r := range s.replicas {
 			in := slices.Contains(members, r.ID)
@@ -595,6 +595,9 @@ func (m *fakeMeta) Segment(_ context.Context, seg holdfast.SegmentID) (Record, e
 	return Record{Epoch: m.epoch, Activated: s.activated == m.epoch, ISRVersion: s.version, ISR: s.isr()}, nil
 }
 
+// errRegression has the kind that the state machine gives it.
+var errRegression = holdfast.Errorf(holdfast.ErrIntegrity, "REPLICA_REGRESSION")
+
 func (m *fakeMeta) Detach(_ context.Context, _ holdfast.VolumeID, epoch holdfast.Epoch, ends []SegmentEnd) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -606,6 +609,9 @@ func (m *fakeMeta) Detach(_ context.Context, _ holdfast.VolumeID, epoch holdfast
 	}
 	for _, e := range ends {
 		s := &m.segments[e.Segment.Index]
+		if e.End < s.floor {
+			return errRegression
+		}
 		s.end, s.floor = e.End, max(s.floor, e.End)
 	}
 	m.detached = true

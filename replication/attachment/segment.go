@@ -417,7 +417,7 @@ func outcome(err error) coordinator.Outcome {
 		return coordinator.OutcomeFenced
 	case errors.Is(err, ErrConflict):
 		return coordinator.OutcomeConflict
-	case errors.Is(err, holdfast.ErrRefused):
+	case errors.Is(err, holdfast.ErrRefused), errors.Is(err, holdfast.ErrIntegrity):
 		return coordinator.OutcomeRefused
 	}
 	return coordinator.OutcomeUnknown

@@ -59,6 +59,7 @@ type Core struct {
 	metaID     uint64
 	metaAt     time.Duration
 	sawHigher  holdfast.Epoch // a replica knows a higher epoch
+	metaEpoch  holdfast.Epoch // what raft says, when that is too low
 
 	copies    uint64
 	crc       refusal
@@ -346,7 +347,7 @@ func (c *Core) endError(reason EndReason) error {
 		return holdfast.Errorf(holdfast.ErrIntegrity, "REPLICA_REGRESSION: the in-sync replicas hold less than seq %d, which was durable", c.floor()).
 			WithRemedy("look for a rolled-back or exchanged disk")
 	case EndMetadataRegression:
-		return holdfast.Errorf(holdfast.ErrIntegrity, "METADATA_REGRESSION: a replica knows epoch %d, the metadata only %d", c.sawHigher, c.opt.Epoch).
+		return holdfast.Errorf(holdfast.ErrIntegrity, "METADATA_REGRESSION: epoch %d was given, the metadata knows only %d", c.sawHigher, c.metaEpoch).
 			WithRemedy("the metadata went backwards: restore a newer backup, or rebuild the record from the replicas")
 	case EndBadMemory:
 		return holdfast.Errorf(holdfast.ErrIntegrity, "two replicas refused the checksum of seq %d: this host's memory is bad", c.crc.seq)

@@ -144,7 +144,8 @@ func (c *Core) onMeta(e Meta) {
 		c.end(EndFenced, nil)
 		return
 	}
-	if c.sawHigher > c.opt.Epoch {
+	if e.Epoch < c.opt.Epoch || c.sawHigher > c.opt.Epoch {
+		c.sawHigher, c.metaEpoch = max(c.sawHigher, c.opt.Epoch), e.Epoch
 		c.end(EndMetadataRegression, nil)
 		return
 	}

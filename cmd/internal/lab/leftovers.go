@@ -42,6 +42,24 @@ func Leftovers(ctx context.Context) ([]string, error) {
 	return found, nil
 }
 
+// KernelDevices lists what serves volumes on this machine now: loop devices and FUSE
+// connections, of all hosts together.
+func KernelDevices(ctx context.Context) ([]string, error) {
+	loops, err := leftLoops(ctx)
+	if err != nil {
+		return nil, err
+	}
+	fuse, err := leftFuse(ctx)
+	// A volume's connection has no mount; one that has is of something else.
+	fuse = slices.DeleteFunc(fuse, func(what string) bool { return !strings.HasSuffix(what, unmounted) })
+	return append(loops, fuse...), err
+}
+
+const unmounted = " without a mount"
+
+// Stuck lists processes of this machine that cannot be ended.
+func Stuck(ctx context.Context) ([]string, error) { return leftStuck(ctx) }
+
 // leftInEngine lists what carries the label of a lab.
 func leftInEngine(ctx context.Context) ([]string, error) {
 	if !engineAnswers(ctx) {
@@ -131,7 +149,7 @@ func leftFuse(context.Context) ([]string, error) {
 		point, mounted := owner["0:"+number]
 		switch {
 		case !mounted:
-			found["FUSE connection "+number+" without a mount"] = true
+			found["FUSE connection "+number+unmounted] = true
 		case ours.MatchString(point):
 			found["FUSE connection "+number+" of "+point] = true
 		}

@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"sync"
-	"time"
 
 	"github.com/holdfast-storage/holdfast"
 	"github.com/holdfast-storage/holdfast/cmd/internal/reconcile"
@@ -65,31 +64,20 @@ func (c *cluster) hears() bool {
 }
 
 func (c *cluster) Gone(node holdfast.NodeID) bool {
-	return node != c.self && c.hears() && c.peer.Alive(node).Gone
+	if node == c.self {
+		return false
+	}
+	if c.hears() {
+		return c.peer.Alive(node).Gone
+	}
+	return c.peer.SaidGone(node)
 }
 
-// listenFor is how long a living process may be silent while we listen: a
-// little more than two heartbeats.
-const listenFor = 2*peer.HeartbeatEvery + 300*time.Millisecond
-
-// Liveness implements reconcile.Cluster. A node that hears no heartbeats leaves
-// the judgement to the leader.
+// Liveness implements reconcile.Cluster.
 func (c *cluster) Liveness(ctx context.Context, h state.Holder) (reconcile.Liveness, error) {
-	if c.hears() && c.peer.Gone(h) {
-		return reconcile.Liveness{Gone: true}, nil
+	alive, gone, err := c.peer.Listen(ctx, h)
+	if err != nil {
+		return reconcile.Liveness{}, err
 	}
-	asked := time.Now()
-	tick := time.NewTicker(peer.HeartbeatEvery / 10)
-	defer tick.Stop()
-	for c.hears() && time.Since(asked) < listenFor {
-		select {
-		case <-tick.C:
-		case <-ctx.Done():
-			return reconcile.Liveness{}, holdfast.Errorf(holdfast.ErrTimeout, "listen for the holder: %w", ctx.Err())
-		}
-		if a := c.peer.Alive(h.Node); a.Instance == h.Instance && a.Silence < time.Since(asked) {
-			return reconcile.Liveness{Alive: true}, nil
-		}
-	}
-	return reconcile.Liveness{Why: fmt.Sprintf("it is gone after %v of silence", peer.GoneAfter)}, nil
+	return reconcile.Liveness{Alive: alive, Gone: gone, Why: fmt.Sprintf("it is gone after %v of silence", peer.GoneAfter)}, nil
 }

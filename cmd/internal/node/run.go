@@ -259,7 +259,7 @@ func (n *node) startPeer(ctx context.Context) error {
 // joinCluster makes this node part of a cluster, once.
 func (n *node) joinCluster(ctx context.Context) error {
 	if !n.id.Cluster.IsZero() {
-		return nil
+		return n.peer.SameCluster(ctx, n.o.Join)
 	}
 	var err error
 	if n.o.Bootstrap {

@@ -84,18 +84,13 @@ func (d *Disks) Prepare(ctx context.Context, path string, size, wal int64) error
 // refuses a disk that was rolled back or cloned; then it is closed again.
 func (d *Disks) Open(ctx context.Context, path, pool string) error {
 	opened := make(chan *openDisk, 1)
-	dk, err := disk.Open(ctx, d.o.FS, path, disk.Options{Logger: d.o.Logger, OnFail: func(err error) { d.failed(<-opened, err) }})
+	dk, err := disk.Open(ctx, d.o.FS, path, disk.Options{Logger: d.o.Logger, Cluster: d.o.ID, Node: d.o.Node, OnFail: func(err error) { d.failed(<-opened, err) }})
 	if err != nil {
 		return fmt.Errorf("disk %s: %w", path, err)
 	}
 	stat := dk.Stat()
 	od := &openDisk{Disk: dk, path: path, pool: pool, count: stat.OpenCount}
 	opened <- od
-	if stat.Cluster != d.o.ID || stat.Node != d.o.Node {
-		dk.Close()
-		return holdfast.Errorf(holdfast.ErrRefused, "disk %s belongs to another cluster or node (cluster %v, node %v)", path, stat.Cluster, stat.Node).
-			WithRemedy("give another --disk; this one was not changed")
-	}
 	cmd := &state.DiskOpen{Disk: stat.Disk, Node: d.o.Node, Instance: d.o.Instance, OpenCount: stat.OpenCount, Pool: pool, Size: stat.Capacity, Free: free(stat)}
 	if err := d.insist(ctx, cmd); err != nil {
 		dk.Close()

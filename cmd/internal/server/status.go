@@ -24,16 +24,48 @@ func (s *Server) ListNodes(context.Context, *apipb.ListNodesRequest) (*apipb.Lis
 // InspectNode implements apipb.HoldfastServer.
 func (s *Server) InspectNode(_ context.Context, req *apipb.NodeRequest) (*apipb.Node, error) {
 	view := s.o.Cluster.View()
-	n, ok := view.NodeByName(req.Name)
+	n, err := findNode(view, req.Name)
+	if err != nil {
+		return nil, err
+	}
+	return s.node(view, n), nil
+}
+
+// findNode returns the node of a name or an id.
+func findNode(view *state.View, name string) (*state.Node, error) {
+	n, ok := view.NodeByName(name)
 	if !ok {
-		if id, err := holdfast.ParseID[holdfast.NodeID](req.Name); err == nil {
+		if id, err := holdfast.ParseID[holdfast.NodeID](name); err == nil {
 			n, ok = view.Node(id)
 		}
 	}
 	if !ok {
-		return nil, holdfast.Errorf(holdfast.ErrNotFound, "no node %q", req.Name).WithRemedy("see holdfast node ls")
+		return nil, holdfast.Errorf(holdfast.ErrNotFound, "no node %q", name).WithRemedy("see holdfast node ls")
 	}
-	return s.node(view, n), nil
+	return n, nil
+}
+
+// WhatIfDown implements apipb.HoldfastServer.
+func (s *Server) WhatIfDown(_ context.Context, req *apipb.NodeRequest) (*apipb.Impact, error) {
+	view := s.o.Cluster.View()
+	n, err := findNode(view, req.Name)
+	if err != nil {
+		return nil, err
+	}
+	i := view.WhatIfDown(n.ID, func(id holdfast.NodeID) bool { return id != s.o.Node && s.o.Cluster.Gone(id) })
+	out := &apipb.Impact{Node: n.Name, Voters: int32(i.Voters), VotersLeft: int32(i.VotersLeft), QuorumLost: i.QuorumLost}
+	for _, v := range i.Volumes {
+		out.Volumes = append(out.Volumes, &apipb.VolumeImpact{Volume: v.Volume.Name, Loses: v.Loss.String(), Attached: v.Attached, InSyncLeft: int32(v.InSyncLeft)})
+	}
+	// The worst first.
+	worst := map[string]state.Loss{}
+	for _, v := range i.Volumes {
+		worst[v.Volume.Name] = v.Loss
+	}
+	slices.SortFunc(out.Volumes, func(a, b *apipb.VolumeImpact) int {
+		return cmp.Or(cmp.Compare(worst[b.Volume], worst[a.Volume]), cmp.Compare(a.Volume, b.Volume))
+	})
+	return out, nil
 }
 
 func (s *Server) node(view *state.View, n *state.Node) *apipb.Node {

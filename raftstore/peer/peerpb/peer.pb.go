@@ -572,6 +572,7 @@ type HeartbeatReply struct {
 	Node          []byte                 `protobuf:"bytes,1,opt,name=node,proto3" json:"node,omitempty"`
 	Instance      []byte                 `protobuf:"bytes,2,opt,name=instance,proto3" json:"instance,omitempty"`
 	Failure       *Failure               `protobuf:"bytes,3,opt,name=failure,proto3" json:"failure,omitempty"`
+	Gone          [][]byte               `protobuf:"bytes,4,rep,name=gone,proto3" json:"gone,omitempty"` // the nodes that the answering voter's record calls gone
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -627,6 +628,149 @@ func (x *HeartbeatReply) GetFailure() *Failure {
 	return nil
 }
 
+func (x *HeartbeatReply) GetGone() [][]byte {
+	if x != nil {
+		return x.Gone
+	}
+	return nil
+}
+
+type ListenRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Cluster       []byte                 `protobuf:"bytes,1,opt,name=cluster,proto3" json:"cluster,omitempty"`
+	From          []byte                 `protobuf:"bytes,2,opt,name=from,proto3" json:"from,omitempty"`
+	Node          []byte                 `protobuf:"bytes,3,opt,name=node,proto3" json:"node,omitempty"`         // of the process
+	Instance      []byte                 `protobuf:"bytes,4,opt,name=instance,proto3" json:"instance,omitempty"` // the process
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListenRequest) Reset() {
+	*x = ListenRequest{}
+	mi := &file_peer_proto_msgTypes[10]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListenRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListenRequest) ProtoMessage() {}
+
+func (x *ListenRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_peer_proto_msgTypes[10]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListenRequest.ProtoReflect.Descriptor instead.
+func (*ListenRequest) Descriptor() ([]byte, []int) {
+	return file_peer_proto_rawDescGZIP(), []int{10}
+}
+
+func (x *ListenRequest) GetCluster() []byte {
+	if x != nil {
+		return x.Cluster
+	}
+	return nil
+}
+
+func (x *ListenRequest) GetFrom() []byte {
+	if x != nil {
+		return x.From
+	}
+	return nil
+}
+
+func (x *ListenRequest) GetNode() []byte {
+	if x != nil {
+		return x.Node
+	}
+	return nil
+}
+
+func (x *ListenRequest) GetInstance() []byte {
+	if x != nil {
+		return x.Instance
+	}
+	return nil
+}
+
+type ListenReply struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Alive         bool                   `protobuf:"varint,1,opt,name=alive,proto3" json:"alive,omitempty"` // heard since the question arrived
+	Gone          bool                   `protobuf:"varint,2,opt,name=gone,proto3" json:"gone,omitempty"`
+	Failure       *Failure               `protobuf:"bytes,3,opt,name=failure,proto3" json:"failure,omitempty"`
+	Redirect      *Redirect              `protobuf:"bytes,4,opt,name=redirect,proto3" json:"redirect,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListenReply) Reset() {
+	*x = ListenReply{}
+	mi := &file_peer_proto_msgTypes[11]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListenReply) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListenReply) ProtoMessage() {}
+
+func (x *ListenReply) ProtoReflect() protoreflect.Message {
+	mi := &file_peer_proto_msgTypes[11]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListenReply.ProtoReflect.Descriptor instead.
+func (*ListenReply) Descriptor() ([]byte, []int) {
+	return file_peer_proto_rawDescGZIP(), []int{11}
+}
+
+func (x *ListenReply) GetAlive() bool {
+	if x != nil {
+		return x.Alive
+	}
+	return false
+}
+
+func (x *ListenReply) GetGone() bool {
+	if x != nil {
+		return x.Gone
+	}
+	return false
+}
+
+func (x *ListenReply) GetFailure() *Failure {
+	if x != nil {
+		return x.Failure
+	}
+	return nil
+}
+
+func (x *ListenReply) GetRedirect() *Redirect {
+	if x != nil {
+		return x.Redirect
+	}
+	return nil
+}
+
 type WatchRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Cluster       []byte                 `protobuf:"bytes,1,opt,name=cluster,proto3" json:"cluster,omitempty"`
@@ -638,7 +782,7 @@ type WatchRequest struct {
 
 func (x *WatchRequest) Reset() {
 	*x = WatchRequest{}
-	mi := &file_peer_proto_msgTypes[10]
+	mi := &file_peer_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -650,7 +794,7 @@ func (x *WatchRequest) String() string {
 func (*WatchRequest) ProtoMessage() {}
 
 func (x *WatchRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_peer_proto_msgTypes[10]
+	mi := &file_peer_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -663,7 +807,7 @@ func (x *WatchRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchRequest.ProtoReflect.Descriptor instead.
 func (*WatchRequest) Descriptor() ([]byte, []int) {
-	return file_peer_proto_rawDescGZIP(), []int{10}
+	return file_peer_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *WatchRequest) GetCluster() []byte {
@@ -699,7 +843,7 @@ type WatchReply struct {
 
 func (x *WatchReply) Reset() {
 	*x = WatchReply{}
-	mi := &file_peer_proto_msgTypes[11]
+	mi := &file_peer_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -711,7 +855,7 @@ func (x *WatchReply) String() string {
 func (*WatchReply) ProtoMessage() {}
 
 func (x *WatchReply) ProtoReflect() protoreflect.Message {
-	mi := &file_peer_proto_msgTypes[11]
+	mi := &file_peer_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -724,7 +868,7 @@ func (x *WatchReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchReply.ProtoReflect.Descriptor instead.
 func (*WatchReply) Descriptor() ([]byte, []int) {
-	return file_peer_proto_rawDescGZIP(), []int{11}
+	return file_peer_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *WatchReply) GetData() []byte {
@@ -791,11 +935,22 @@ const file_peer_proto_rawDesc = "" +
 	"apiAddress\x12!\n" +
 	"\fdata_address\x18\x05 \x01(\tR\vdataAddress\x12!\n" +
 	"\fraft_address\x18\x06 \x01(\tR\vraftAddress\x12\x18\n" +
-	"\aapplied\x18\a \x01(\x04R\aapplied\"u\n" +
+	"\aapplied\x18\a \x01(\x04R\aapplied\"\x89\x01\n" +
 	"\x0eHeartbeatReply\x12\x12\n" +
 	"\x04node\x18\x01 \x01(\fR\x04node\x12\x1a\n" +
 	"\binstance\x18\x02 \x01(\fR\binstance\x123\n" +
-	"\afailure\x18\x03 \x01(\v2\x19.holdfast.peer.v1.FailureR\afailure\"R\n" +
+	"\afailure\x18\x03 \x01(\v2\x19.holdfast.peer.v1.FailureR\afailure\x12\x12\n" +
+	"\x04gone\x18\x04 \x03(\fR\x04gone\"m\n" +
+	"\rListenRequest\x12\x18\n" +
+	"\acluster\x18\x01 \x01(\fR\acluster\x12\x12\n" +
+	"\x04from\x18\x02 \x01(\fR\x04from\x12\x12\n" +
+	"\x04node\x18\x03 \x01(\fR\x04node\x12\x1a\n" +
+	"\binstance\x18\x04 \x01(\fR\binstance\"\xa4\x01\n" +
+	"\vListenReply\x12\x14\n" +
+	"\x05alive\x18\x01 \x01(\bR\x05alive\x12\x12\n" +
+	"\x04gone\x18\x02 \x01(\bR\x04gone\x123\n" +
+	"\afailure\x18\x03 \x01(\v2\x19.holdfast.peer.v1.FailureR\afailure\x126\n" +
+	"\bredirect\x18\x04 \x01(\v2\x1a.holdfast.peer.v1.RedirectR\bredirect\"R\n" +
 	"\fWatchRequest\x12\x18\n" +
 	"\acluster\x18\x01 \x01(\fR\acluster\x12\x12\n" +
 	"\x04from\x18\x02 \x01(\fR\x04from\x12\x14\n" +
@@ -804,13 +959,14 @@ const file_peer_proto_rawDesc = "" +
 	"WatchReply\x12\x12\n" +
 	"\x04data\x18\x01 \x01(\fR\x04data\x12\x12\n" +
 	"\x04last\x18\x02 \x01(\bR\x04last\x123\n" +
-	"\afailure\x18\x03 \x01(\v2\x19.holdfast.peer.v1.FailureR\afailure2\xd3\x03\n" +
+	"\afailure\x18\x03 \x01(\v2\x19.holdfast.peer.v1.FailureR\afailure2\x9d\x04\n" +
 	"\x04Peer\x12E\n" +
 	"\x05Hello\x12\x1e.holdfast.peer.v1.HelloRequest\x1a\x1c.holdfast.peer.v1.HelloReply\x12H\n" +
 	"\x04Join\x12 .holdfast.peer.v1.CommandRequest\x1a\x1e.holdfast.peer.v1.CommandReply\x12K\n" +
 	"\aForward\x12 .holdfast.peer.v1.CommandRequest\x1a\x1e.holdfast.peer.v1.CommandReply\x12Q\n" +
 	"\tReadIndex\x12\".holdfast.peer.v1.ReadIndexRequest\x1a .holdfast.peer.v1.ReadIndexReply\x12Q\n" +
-	"\tHeartbeat\x12\".holdfast.peer.v1.HeartbeatRequest\x1a .holdfast.peer.v1.HeartbeatReply\x12G\n" +
+	"\tHeartbeat\x12\".holdfast.peer.v1.HeartbeatRequest\x1a .holdfast.peer.v1.HeartbeatReply\x12H\n" +
+	"\x06Listen\x12\x1f.holdfast.peer.v1.ListenRequest\x1a\x1d.holdfast.peer.v1.ListenReply\x12G\n" +
 	"\x05Watch\x12\x1e.holdfast.peer.v1.WatchRequest\x1a\x1c.holdfast.peer.v1.WatchReply0\x01B<Z:github.com/holdfast-storage/holdfast/raftstore/peer/peerpbb\x06proto3"
 
 var (
@@ -825,7 +981,7 @@ func file_peer_proto_rawDescGZIP() []byte {
 	return file_peer_proto_rawDescData
 }
 
-var file_peer_proto_msgTypes = make([]protoimpl.MessageInfo, 12)
+var file_peer_proto_msgTypes = make([]protoimpl.MessageInfo, 14)
 var file_peer_proto_goTypes = []any{
 	(*Failure)(nil),          // 0: holdfast.peer.v1.Failure
 	(*Redirect)(nil),         // 1: holdfast.peer.v1.Redirect
@@ -837,8 +993,10 @@ var file_peer_proto_goTypes = []any{
 	(*ReadIndexReply)(nil),   // 7: holdfast.peer.v1.ReadIndexReply
 	(*HeartbeatRequest)(nil), // 8: holdfast.peer.v1.HeartbeatRequest
 	(*HeartbeatReply)(nil),   // 9: holdfast.peer.v1.HeartbeatReply
-	(*WatchRequest)(nil),     // 10: holdfast.peer.v1.WatchRequest
-	(*WatchReply)(nil),       // 11: holdfast.peer.v1.WatchReply
+	(*ListenRequest)(nil),    // 10: holdfast.peer.v1.ListenRequest
+	(*ListenReply)(nil),      // 11: holdfast.peer.v1.ListenReply
+	(*WatchRequest)(nil),     // 12: holdfast.peer.v1.WatchRequest
+	(*WatchReply)(nil),       // 13: holdfast.peer.v1.WatchReply
 }
 var file_peer_proto_depIdxs = []int32{
 	1,  // 0: holdfast.peer.v1.HelloReply.leader:type_name -> holdfast.peer.v1.Redirect
@@ -847,24 +1005,28 @@ var file_peer_proto_depIdxs = []int32{
 	0,  // 3: holdfast.peer.v1.ReadIndexReply.failure:type_name -> holdfast.peer.v1.Failure
 	1,  // 4: holdfast.peer.v1.ReadIndexReply.redirect:type_name -> holdfast.peer.v1.Redirect
 	0,  // 5: holdfast.peer.v1.HeartbeatReply.failure:type_name -> holdfast.peer.v1.Failure
-	0,  // 6: holdfast.peer.v1.WatchReply.failure:type_name -> holdfast.peer.v1.Failure
-	2,  // 7: holdfast.peer.v1.Peer.Hello:input_type -> holdfast.peer.v1.HelloRequest
-	4,  // 8: holdfast.peer.v1.Peer.Join:input_type -> holdfast.peer.v1.CommandRequest
-	4,  // 9: holdfast.peer.v1.Peer.Forward:input_type -> holdfast.peer.v1.CommandRequest
-	6,  // 10: holdfast.peer.v1.Peer.ReadIndex:input_type -> holdfast.peer.v1.ReadIndexRequest
-	8,  // 11: holdfast.peer.v1.Peer.Heartbeat:input_type -> holdfast.peer.v1.HeartbeatRequest
-	10, // 12: holdfast.peer.v1.Peer.Watch:input_type -> holdfast.peer.v1.WatchRequest
-	3,  // 13: holdfast.peer.v1.Peer.Hello:output_type -> holdfast.peer.v1.HelloReply
-	5,  // 14: holdfast.peer.v1.Peer.Join:output_type -> holdfast.peer.v1.CommandReply
-	5,  // 15: holdfast.peer.v1.Peer.Forward:output_type -> holdfast.peer.v1.CommandReply
-	7,  // 16: holdfast.peer.v1.Peer.ReadIndex:output_type -> holdfast.peer.v1.ReadIndexReply
-	9,  // 17: holdfast.peer.v1.Peer.Heartbeat:output_type -> holdfast.peer.v1.HeartbeatReply
-	11, // 18: holdfast.peer.v1.Peer.Watch:output_type -> holdfast.peer.v1.WatchReply
-	13, // [13:19] is the sub-list for method output_type
-	7,  // [7:13] is the sub-list for method input_type
-	7,  // [7:7] is the sub-list for extension type_name
-	7,  // [7:7] is the sub-list for extension extendee
-	0,  // [0:7] is the sub-list for field type_name
+	0,  // 6: holdfast.peer.v1.ListenReply.failure:type_name -> holdfast.peer.v1.Failure
+	1,  // 7: holdfast.peer.v1.ListenReply.redirect:type_name -> holdfast.peer.v1.Redirect
+	0,  // 8: holdfast.peer.v1.WatchReply.failure:type_name -> holdfast.peer.v1.Failure
+	2,  // 9: holdfast.peer.v1.Peer.Hello:input_type -> holdfast.peer.v1.HelloRequest
+	4,  // 10: holdfast.peer.v1.Peer.Join:input_type -> holdfast.peer.v1.CommandRequest
+	4,  // 11: holdfast.peer.v1.Peer.Forward:input_type -> holdfast.peer.v1.CommandRequest
+	6,  // 12: holdfast.peer.v1.Peer.ReadIndex:input_type -> holdfast.peer.v1.ReadIndexRequest
+	8,  // 13: holdfast.peer.v1.Peer.Heartbeat:input_type -> holdfast.peer.v1.HeartbeatRequest
+	10, // 14: holdfast.peer.v1.Peer.Listen:input_type -> holdfast.peer.v1.ListenRequest
+	12, // 15: holdfast.peer.v1.Peer.Watch:input_type -> holdfast.peer.v1.WatchRequest
+	3,  // 16: holdfast.peer.v1.Peer.Hello:output_type -> holdfast.peer.v1.HelloReply
+	5,  // 17: holdfast.peer.v1.Peer.Join:output_type -> holdfast.peer.v1.CommandReply
+	5,  // 18: holdfast.peer.v1.Peer.Forward:output_type -> holdfast.peer.v1.CommandReply
+	7,  // 19: holdfast.peer.v1.Peer.ReadIndex:output_type -> holdfast.peer.v1.ReadIndexReply
+	9,  // 20: holdfast.peer.v1.Peer.Heartbeat:output_type -> holdfast.peer.v1.HeartbeatReply
+	11, // 21: holdfast.peer.v1.Peer.Listen:output_type -> holdfast.peer.v1.ListenReply
+	13, // 22: holdfast.peer.v1.Peer.Watch:output_type -> holdfast.peer.v1.WatchReply
+	16, // [16:23] is the sub-list for method output_type
+	9,  // [9:16] is the sub-list for method input_type
+	9,  // [9:9] is the sub-list for extension type_name
+	9,  // [9:9] is the sub-list for extension extendee
+	0,  // [0:9] is the sub-list for field type_name
 }
 
 func init() { file_peer_proto_init() }
@@ -878,7 +1040,7 @@ func file_peer_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_peer_proto_rawDesc), len(file_peer_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   12,
+			NumMessages:   14,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

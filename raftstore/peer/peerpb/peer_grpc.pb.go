@@ -27,6 +27,7 @@ const (
 	Peer_Forward_FullMethodName   = "/holdfast.peer.v1.Peer/Forward"
 	Peer_ReadIndex_FullMethodName = "/holdfast.peer.v1.Peer/ReadIndex"
 	Peer_Heartbeat_FullMethodName = "/holdfast.peer.v1.Peer/Heartbeat"
+	Peer_Listen_FullMethodName    = "/holdfast.peer.v1.Peer/Listen"
 	Peer_Watch_FullMethodName     = "/holdfast.peer.v1.Peer/Watch"
 )
 
@@ -44,6 +45,8 @@ type PeerClient interface {
 	ReadIndex(ctx context.Context, in *ReadIndexRequest, opts ...grpc.CallOption) (*ReadIndexReply, error)
 	// Heartbeat is a sign of life, every 500 ms to every voter.
 	Heartbeat(ctx context.Context, in *HeartbeatRequest, opts ...grpc.CallOption) (*HeartbeatReply, error)
+	// Listen waits until a process is heard, is gone, or had time to be heard. Leader only.
+	Listen(ctx context.Context, in *ListenRequest, opts ...grpc.CallOption) (*ListenReply, error)
 	// Watch streams snapshots of the tables to nodes that are no raft members.
 	Watch(ctx context.Context, in *WatchRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[WatchReply], error)
 }
@@ -106,6 +109,16 @@ func (c *peerClient) Heartbeat(ctx context.Context, in *HeartbeatRequest, opts .
 	return out, nil
 }
 
+func (c *peerClient) Listen(ctx context.Context, in *ListenRequest, opts ...grpc.CallOption) (*ListenReply, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ListenReply)
+	err := c.cc.Invoke(ctx, Peer_Listen_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 func (c *peerClient) Watch(ctx context.Context, in *WatchRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[WatchReply], error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	stream, err := c.cc.NewStream(ctx, &Peer_ServiceDesc.Streams[0], Peer_Watch_FullMethodName, cOpts...)
@@ -139,6 +152,8 @@ type PeerServer interface {
 	ReadIndex(context.Context, *ReadIndexRequest) (*ReadIndexReply, error)
 	// Heartbeat is a sign of life, every 500 ms to every voter.
 	Heartbeat(context.Context, *HeartbeatRequest) (*HeartbeatReply, error)
+	// Listen waits until a process is heard, is gone, or had time to be heard. Leader only.
+	Listen(context.Context, *ListenRequest) (*ListenReply, error)
 	// Watch streams snapshots of the tables to nodes that are no raft members.
 	Watch(*WatchRequest, grpc.ServerStreamingServer[WatchReply]) error
 	mustEmbedUnimplementedPeerServer()
@@ -165,6 +180,9 @@ func (UnimplementedPeerServer) ReadIndex(context.Context, *ReadIndexRequest) (*R
 }
 func (UnimplementedPeerServer) Heartbeat(context.Context, *HeartbeatRequest) (*HeartbeatReply, error) {
 	return nil, status.Error(codes.Unimplemented, "method Heartbeat not implemented")
+}
+func (UnimplementedPeerServer) Listen(context.Context, *ListenRequest) (*ListenReply, error) {
+	return nil, status.Error(codes.Unimplemented, "method Listen not implemented")
 }
 func (UnimplementedPeerServer) Watch(*WatchRequest, grpc.ServerStreamingServer[WatchReply]) error {
 	return status.Error(codes.Unimplemented, "method Watch not implemented")
@@ -280,6 +298,24 @@ func _Peer_Heartbeat_Handler(srv interface{}, ctx context.Context, dec func(inte
 	return interceptor(ctx, in, info, handler)
 }
 
+func _Peer_Listen_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ListenRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(PeerServer).Listen(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Peer_Listen_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(PeerServer).Listen(ctx, req.(*ListenRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 func _Peer_Watch_Handler(srv interface{}, stream grpc.ServerStream) error {
 	m := new(WatchRequest)
 	if err := stream.RecvMsg(m); err != nil {
@@ -317,6 +353,10 @@ var Peer_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "Heartbeat",
 			Handler:    _Peer_Heartbeat_Handler,
+		},
+		{
+			MethodName: "Listen",
+			Handler:    _Peer_Listen_Handler,
 		},
 	},
 	Streams: []grpc.StreamDesc{

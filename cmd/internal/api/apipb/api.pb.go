@@ -1257,6 +1257,150 @@ func (x *Node) GetAttachments() int32 {
 	return 0
 }
 
+type Impact struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Node          string                 `protobuf:"bytes,1,opt,name=node,proto3" json:"node,omitempty"`
+	Voters        int32                  `protobuf:"varint,2,opt,name=voters,proto3" json:"voters,omitempty"`
+	VotersLeft    int32                  `protobuf:"varint,3,opt,name=voters_left,json=votersLeft,proto3" json:"voters_left,omitempty"` // up without the node
+	QuorumLost    bool                   `protobuf:"varint,4,opt,name=quorum_lost,json=quorumLost,proto3" json:"quorum_lost,omitempty"` // nothing could be attached, no silent replica taken out
+	Volumes       []*VolumeImpact        `protobuf:"bytes,5,rep,name=volumes,proto3" json:"volumes,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Impact) Reset() {
+	*x = Impact{}
+	mi := &file_api_proto_msgTypes[18]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Impact) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Impact) ProtoMessage() {}
+
+func (x *Impact) ProtoReflect() protoreflect.Message {
+	mi := &file_api_proto_msgTypes[18]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Impact.ProtoReflect.Descriptor instead.
+func (*Impact) Descriptor() ([]byte, []int) {
+	return file_api_proto_rawDescGZIP(), []int{18}
+}
+
+func (x *Impact) GetNode() string {
+	if x != nil {
+		return x.Node
+	}
+	return ""
+}
+
+func (x *Impact) GetVoters() int32 {
+	if x != nil {
+		return x.Voters
+	}
+	return 0
+}
+
+func (x *Impact) GetVotersLeft() int32 {
+	if x != nil {
+		return x.VotersLeft
+	}
+	return 0
+}
+
+func (x *Impact) GetQuorumLost() bool {
+	if x != nil {
+		return x.QuorumLost
+	}
+	return false
+}
+
+func (x *Impact) GetVolumes() []*VolumeImpact {
+	if x != nil {
+		return x.Volumes
+	}
+	return nil
+}
+
+type VolumeImpact struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Volume        string                 `protobuf:"bytes,1,opt,name=volume,proto3" json:"volume,omitempty"`
+	Loses         string                 `protobuf:"bytes,2,opt,name=loses,proto3" json:"loses,omitempty"`                                // nothing | redundancy | writes | availability | data
+	Attached      bool                   `protobuf:"varint,3,opt,name=attached,proto3" json:"attached,omitempty"`                         // the node holds it
+	InSyncLeft    int32                  `protobuf:"varint,4,opt,name=in_sync_left,json=inSyncLeft,proto3" json:"in_sync_left,omitempty"` // fewest of a segment, on nodes that are up
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *VolumeImpact) Reset() {
+	*x = VolumeImpact{}
+	mi := &file_api_proto_msgTypes[19]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *VolumeImpact) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*VolumeImpact) ProtoMessage() {}
+
+func (x *VolumeImpact) ProtoReflect() protoreflect.Message {
+	mi := &file_api_proto_msgTypes[19]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use VolumeImpact.ProtoReflect.Descriptor instead.
+func (*VolumeImpact) Descriptor() ([]byte, []int) {
+	return file_api_proto_rawDescGZIP(), []int{19}
+}
+
+func (x *VolumeImpact) GetVolume() string {
+	if x != nil {
+		return x.Volume
+	}
+	return ""
+}
+
+func (x *VolumeImpact) GetLoses() string {
+	if x != nil {
+		return x.Loses
+	}
+	return ""
+}
+
+func (x *VolumeImpact) GetAttached() bool {
+	if x != nil {
+		return x.Attached
+	}
+	return false
+}
+
+func (x *VolumeImpact) GetInSyncLeft() int32 {
+	if x != nil {
+		return x.InSyncLeft
+	}
+	return 0
+}
+
 type ListDisksRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Node          string                 `protobuf:"bytes,1,opt,name=node,proto3" json:"node,omitempty"`
@@ -1266,7 +1410,7 @@ type ListDisksRequest struct {
 
 func (x *ListDisksRequest) Reset() {
 	*x = ListDisksRequest{}
-	mi := &file_api_proto_msgTypes[18]
+	mi := &file_api_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1278,7 +1422,7 @@ func (x *ListDisksRequest) String() string {
 func (*ListDisksRequest) ProtoMessage() {}
 
 func (x *ListDisksRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_proto_msgTypes[18]
+	mi := &file_api_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1291,7 +1435,7 @@ func (x *ListDisksRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListDisksRequest.ProtoReflect.Descriptor instead.
 func (*ListDisksRequest) Descriptor() ([]byte, []int) {
-	return file_api_proto_rawDescGZIP(), []int{18}
+	return file_api_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *ListDisksRequest) GetNode() string {
@@ -1310,7 +1454,7 @@ type ListDisksResponse struct {
 
 func (x *ListDisksResponse) Reset() {
 	*x = ListDisksResponse{}
-	mi := &file_api_proto_msgTypes[19]
+	mi := &file_api_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1322,7 +1466,7 @@ func (x *ListDisksResponse) String() string {
 func (*ListDisksResponse) ProtoMessage() {}
 
 func (x *ListDisksResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_proto_msgTypes[19]
+	mi := &file_api_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1335,7 +1479,7 @@ func (x *ListDisksResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListDisksResponse.ProtoReflect.Descriptor instead.
 func (*ListDisksResponse) Descriptor() ([]byte, []int) {
-	return file_api_proto_rawDescGZIP(), []int{19}
+	return file_api_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *ListDisksResponse) GetDisks() []*Disk {
@@ -1364,7 +1508,7 @@ type Disk struct {
 
 func (x *Disk) Reset() {
 	*x = Disk{}
-	mi := &file_api_proto_msgTypes[20]
+	mi := &file_api_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1376,7 +1520,7 @@ func (x *Disk) String() string {
 func (*Disk) ProtoMessage() {}
 
 func (x *Disk) ProtoReflect() protoreflect.Message {
-	mi := &file_api_proto_msgTypes[20]
+	mi := &file_api_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1389,7 +1533,7 @@ func (x *Disk) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Disk.ProtoReflect.Descriptor instead.
 func (*Disk) Descriptor() ([]byte, []int) {
-	return file_api_proto_rawDescGZIP(), []int{20}
+	return file_api_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *Disk) GetId() string {
@@ -1477,7 +1621,7 @@ type StatusRequest struct {
 
 func (x *StatusRequest) Reset() {
 	*x = StatusRequest{}
-	mi := &file_api_proto_msgTypes[21]
+	mi := &file_api_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1489,7 +1633,7 @@ func (x *StatusRequest) String() string {
 func (*StatusRequest) ProtoMessage() {}
 
 func (x *StatusRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_proto_msgTypes[21]
+	mi := &file_api_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1502,7 +1646,7 @@ func (x *StatusRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusRequest.ProtoReflect.Descriptor instead.
 func (*StatusRequest) Descriptor() ([]byte, []int) {
-	return file_api_proto_rawDescGZIP(), []int{21}
+	return file_api_proto_rawDescGZIP(), []int{23}
 }
 
 type ClusterStatus struct {
@@ -1531,7 +1675,7 @@ type ClusterStatus struct {
 
 func (x *ClusterStatus) Reset() {
 	*x = ClusterStatus{}
-	mi := &file_api_proto_msgTypes[22]
+	mi := &file_api_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1543,7 +1687,7 @@ func (x *ClusterStatus) String() string {
 func (*ClusterStatus) ProtoMessage() {}
 
 func (x *ClusterStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_api_proto_msgTypes[22]
+	mi := &file_api_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1556,7 +1700,7 @@ func (x *ClusterStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ClusterStatus.ProtoReflect.Descriptor instead.
 func (*ClusterStatus) Descriptor() ([]byte, []int) {
-	return file_api_proto_rawDescGZIP(), []int{22}
+	return file_api_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *ClusterStatus) GetReady() bool {
@@ -1697,7 +1841,7 @@ type ErrorDetail struct {
 
 func (x *ErrorDetail) Reset() {
 	*x = ErrorDetail{}
-	mi := &file_api_proto_msgTypes[23]
+	mi := &file_api_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1709,7 +1853,7 @@ func (x *ErrorDetail) String() string {
 func (*ErrorDetail) ProtoMessage() {}
 
 func (x *ErrorDetail) ProtoReflect() protoreflect.Message {
-	mi := &file_api_proto_msgTypes[23]
+	mi := &file_api_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1722,7 +1866,7 @@ func (x *ErrorDetail) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ErrorDetail.ProtoReflect.Descriptor instead.
 func (*ErrorDetail) Descriptor() ([]byte, []int) {
-	return file_api_proto_rawDescGZIP(), []int{23}
+	return file_api_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *ErrorDetail) GetKind() string {
@@ -1860,7 +2004,21 @@ const file_api_proto_rawDesc = "" +
 	"\vattachments\x18\v \x01(\x05R\vattachments\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"&\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xaf\x01\n" +
+	"\x06Impact\x12\x12\n" +
+	"\x04node\x18\x01 \x01(\tR\x04node\x12\x16\n" +
+	"\x06voters\x18\x02 \x01(\x05R\x06voters\x12\x1f\n" +
+	"\vvoters_left\x18\x03 \x01(\x05R\n" +
+	"votersLeft\x12\x1f\n" +
+	"\vquorum_lost\x18\x04 \x01(\bR\n" +
+	"quorumLost\x127\n" +
+	"\avolumes\x18\x05 \x03(\v2\x1d.holdfast.api.v1.VolumeImpactR\avolumes\"z\n" +
+	"\fVolumeImpact\x12\x16\n" +
+	"\x06volume\x18\x01 \x01(\tR\x06volume\x12\x14\n" +
+	"\x05loses\x18\x02 \x01(\tR\x05loses\x12\x1a\n" +
+	"\battached\x18\x03 \x01(\bR\battached\x12 \n" +
+	"\fin_sync_left\x18\x04 \x01(\x05R\n" +
+	"inSyncLeft\"&\n" +
 	"\x10ListDisksRequest\x12\x12\n" +
 	"\x04node\x18\x01 \x01(\tR\x04node\"@\n" +
 	"\x11ListDisksResponse\x12+\n" +
@@ -1903,7 +2061,7 @@ const file_api_proto_rawDesc = "" +
 	"\vErrorDetail\x12\x12\n" +
 	"\x04kind\x18\x01 \x01(\tR\x04kind\x12\x18\n" +
 	"\amessage\x18\x02 \x01(\tR\amessage\x12\x16\n" +
-	"\x06remedy\x18\x03 \x01(\tR\x06remedy2\x8f\a\n" +
+	"\x06remedy\x18\x03 \x01(\tR\x06remedy2\xd4\a\n" +
 	"\bHoldfast\x12M\n" +
 	"\fCreateVolume\x12$.holdfast.api.v1.CreateVolumeRequest\x1a\x17.holdfast.api.v1.Volume\x12X\n" +
 	"\vListVolumes\x12#.holdfast.api.v1.ListVolumesRequest\x1a$.holdfast.api.v1.ListVolumesResponse\x12H\n" +
@@ -1913,7 +2071,9 @@ const file_api_proto_rawDesc = "" +
 	"\fDetachVolume\x12$.holdfast.api.v1.DetachVolumeRequest\x1a%.holdfast.api.v1.DetachVolumeResponse\x12M\n" +
 	"\rExplainVolume\x12\x1e.holdfast.api.v1.VolumeRequest\x1a\x1c.holdfast.api.v1.Explanation\x12R\n" +
 	"\tListNodes\x12!.holdfast.api.v1.ListNodesRequest\x1a\".holdfast.api.v1.ListNodesResponse\x12B\n" +
-	"\vInspectNode\x12\x1c.holdfast.api.v1.NodeRequest\x1a\x15.holdfast.api.v1.Node\x12R\n" +
+	"\vInspectNode\x12\x1c.holdfast.api.v1.NodeRequest\x1a\x15.holdfast.api.v1.Node\x12C\n" +
+	"\n" +
+	"WhatIfDown\x12\x1c.holdfast.api.v1.NodeRequest\x1a\x17.holdfast.api.v1.Impact\x12R\n" +
 	"\tListDisks\x12!.holdfast.api.v1.ListDisksRequest\x1a\".holdfast.api.v1.ListDisksResponse\x12H\n" +
 	"\x06Status\x12\x1e.holdfast.api.v1.StatusRequest\x1a\x1e.holdfast.api.v1.ClusterStatusB=Z;github.com/holdfast-storage/holdfast/cmd/internal/api/apipbb\x06proto3"
 
@@ -1929,7 +2089,7 @@ func file_api_proto_rawDescGZIP() []byte {
 	return file_api_proto_rawDescData
 }
 
-var file_api_proto_msgTypes = make([]protoimpl.MessageInfo, 27)
+var file_api_proto_msgTypes = make([]protoimpl.MessageInfo, 29)
 var file_api_proto_goTypes = []any{
 	(*CreateVolumeRequest)(nil),  // 0: holdfast.api.v1.CreateVolumeRequest
 	(*VolumeRequest)(nil),        // 1: holdfast.api.v1.VolumeRequest
@@ -1949,55 +2109,60 @@ var file_api_proto_goTypes = []any{
 	(*ListNodesRequest)(nil),     // 15: holdfast.api.v1.ListNodesRequest
 	(*ListNodesResponse)(nil),    // 16: holdfast.api.v1.ListNodesResponse
 	(*Node)(nil),                 // 17: holdfast.api.v1.Node
-	(*ListDisksRequest)(nil),     // 18: holdfast.api.v1.ListDisksRequest
-	(*ListDisksResponse)(nil),    // 19: holdfast.api.v1.ListDisksResponse
-	(*Disk)(nil),                 // 20: holdfast.api.v1.Disk
-	(*StatusRequest)(nil),        // 21: holdfast.api.v1.StatusRequest
-	(*ClusterStatus)(nil),        // 22: holdfast.api.v1.ClusterStatus
-	(*ErrorDetail)(nil),          // 23: holdfast.api.v1.ErrorDetail
-	nil,                          // 24: holdfast.api.v1.CreateVolumeRequest.OptionsEntry
-	nil,                          // 25: holdfast.api.v1.Volume.LabelsEntry
-	nil,                          // 26: holdfast.api.v1.Node.LabelsEntry
+	(*Impact)(nil),               // 18: holdfast.api.v1.Impact
+	(*VolumeImpact)(nil),         // 19: holdfast.api.v1.VolumeImpact
+	(*ListDisksRequest)(nil),     // 20: holdfast.api.v1.ListDisksRequest
+	(*ListDisksResponse)(nil),    // 21: holdfast.api.v1.ListDisksResponse
+	(*Disk)(nil),                 // 22: holdfast.api.v1.Disk
+	(*StatusRequest)(nil),        // 23: holdfast.api.v1.StatusRequest
+	(*ClusterStatus)(nil),        // 24: holdfast.api.v1.ClusterStatus
+	(*ErrorDetail)(nil),          // 25: holdfast.api.v1.ErrorDetail
+	nil,                          // 26: holdfast.api.v1.CreateVolumeRequest.OptionsEntry
+	nil,                          // 27: holdfast.api.v1.Volume.LabelsEntry
+	nil,                          // 28: holdfast.api.v1.Node.LabelsEntry
 }
 var file_api_proto_depIdxs = []int32{
-	24, // 0: holdfast.api.v1.CreateVolumeRequest.options:type_name -> holdfast.api.v1.CreateVolumeRequest.OptionsEntry
+	26, // 0: holdfast.api.v1.CreateVolumeRequest.options:type_name -> holdfast.api.v1.CreateVolumeRequest.OptionsEntry
 	5,  // 1: holdfast.api.v1.ListVolumesResponse.volumes:type_name -> holdfast.api.v1.Volume
-	25, // 2: holdfast.api.v1.Volume.labels:type_name -> holdfast.api.v1.Volume.LabelsEntry
+	27, // 2: holdfast.api.v1.Volume.labels:type_name -> holdfast.api.v1.Volume.LabelsEntry
 	6,  // 3: holdfast.api.v1.Volume.replicas:type_name -> holdfast.api.v1.Replica
 	9,  // 4: holdfast.api.v1.AttachProgress.attachment:type_name -> holdfast.api.v1.Attachment
 	5,  // 5: holdfast.api.v1.Explanation.volume:type_name -> holdfast.api.v1.Volume
 	13, // 6: holdfast.api.v1.Explanation.waits:type_name -> holdfast.api.v1.WaitReason
 	17, // 7: holdfast.api.v1.ListNodesResponse.nodes:type_name -> holdfast.api.v1.Node
-	26, // 8: holdfast.api.v1.Node.labels:type_name -> holdfast.api.v1.Node.LabelsEntry
-	20, // 9: holdfast.api.v1.Node.disks:type_name -> holdfast.api.v1.Disk
-	20, // 10: holdfast.api.v1.ListDisksResponse.disks:type_name -> holdfast.api.v1.Disk
-	0,  // 11: holdfast.api.v1.Holdfast.CreateVolume:input_type -> holdfast.api.v1.CreateVolumeRequest
-	2,  // 12: holdfast.api.v1.Holdfast.ListVolumes:input_type -> holdfast.api.v1.ListVolumesRequest
-	1,  // 13: holdfast.api.v1.Holdfast.InspectVolume:input_type -> holdfast.api.v1.VolumeRequest
-	1,  // 14: holdfast.api.v1.Holdfast.RemoveVolume:input_type -> holdfast.api.v1.VolumeRequest
-	7,  // 15: holdfast.api.v1.Holdfast.AttachVolume:input_type -> holdfast.api.v1.AttachVolumeRequest
-	10, // 16: holdfast.api.v1.Holdfast.DetachVolume:input_type -> holdfast.api.v1.DetachVolumeRequest
-	1,  // 17: holdfast.api.v1.Holdfast.ExplainVolume:input_type -> holdfast.api.v1.VolumeRequest
-	15, // 18: holdfast.api.v1.Holdfast.ListNodes:input_type -> holdfast.api.v1.ListNodesRequest
-	14, // 19: holdfast.api.v1.Holdfast.InspectNode:input_type -> holdfast.api.v1.NodeRequest
-	18, // 20: holdfast.api.v1.Holdfast.ListDisks:input_type -> holdfast.api.v1.ListDisksRequest
-	21, // 21: holdfast.api.v1.Holdfast.Status:input_type -> holdfast.api.v1.StatusRequest
-	5,  // 22: holdfast.api.v1.Holdfast.CreateVolume:output_type -> holdfast.api.v1.Volume
-	3,  // 23: holdfast.api.v1.Holdfast.ListVolumes:output_type -> holdfast.api.v1.ListVolumesResponse
-	5,  // 24: holdfast.api.v1.Holdfast.InspectVolume:output_type -> holdfast.api.v1.Volume
-	4,  // 25: holdfast.api.v1.Holdfast.RemoveVolume:output_type -> holdfast.api.v1.RemoveVolumeResponse
-	8,  // 26: holdfast.api.v1.Holdfast.AttachVolume:output_type -> holdfast.api.v1.AttachProgress
-	11, // 27: holdfast.api.v1.Holdfast.DetachVolume:output_type -> holdfast.api.v1.DetachVolumeResponse
-	12, // 28: holdfast.api.v1.Holdfast.ExplainVolume:output_type -> holdfast.api.v1.Explanation
-	16, // 29: holdfast.api.v1.Holdfast.ListNodes:output_type -> holdfast.api.v1.ListNodesResponse
-	17, // 30: holdfast.api.v1.Holdfast.InspectNode:output_type -> holdfast.api.v1.Node
-	19, // 31: holdfast.api.v1.Holdfast.ListDisks:output_type -> holdfast.api.v1.ListDisksResponse
-	22, // 32: holdfast.api.v1.Holdfast.Status:output_type -> holdfast.api.v1.ClusterStatus
-	22, // [22:33] is the sub-list for method output_type
-	11, // [11:22] is the sub-list for method input_type
-	11, // [11:11] is the sub-list for extension type_name
-	11, // [11:11] is the sub-list for extension extendee
-	0,  // [0:11] is the sub-list for field type_name
+	28, // 8: holdfast.api.v1.Node.labels:type_name -> holdfast.api.v1.Node.LabelsEntry
+	22, // 9: holdfast.api.v1.Node.disks:type_name -> holdfast.api.v1.Disk
+	19, // 10: holdfast.api.v1.Impact.volumes:type_name -> holdfast.api.v1.VolumeImpact
+	22, // 11: holdfast.api.v1.ListDisksResponse.disks:type_name -> holdfast.api.v1.Disk
+	0,  // 12: holdfast.api.v1.Holdfast.CreateVolume:input_type -> holdfast.api.v1.CreateVolumeRequest
+	2,  // 13: holdfast.api.v1.Holdfast.ListVolumes:input_type -> holdfast.api.v1.ListVolumesRequest
+	1,  // 14: holdfast.api.v1.Holdfast.InspectVolume:input_type -> holdfast.api.v1.VolumeRequest
+	1,  // 15: holdfast.api.v1.Holdfast.RemoveVolume:input_type -> holdfast.api.v1.VolumeRequest
+	7,  // 16: holdfast.api.v1.Holdfast.AttachVolume:input_type -> holdfast.api.v1.AttachVolumeRequest
+	10, // 17: holdfast.api.v1.Holdfast.DetachVolume:input_type -> holdfast.api.v1.DetachVolumeRequest
+	1,  // 18: holdfast.api.v1.Holdfast.ExplainVolume:input_type -> holdfast.api.v1.VolumeRequest
+	15, // 19: holdfast.api.v1.Holdfast.ListNodes:input_type -> holdfast.api.v1.ListNodesRequest
+	14, // 20: holdfast.api.v1.Holdfast.InspectNode:input_type -> holdfast.api.v1.NodeRequest
+	14, // 21: holdfast.api.v1.Holdfast.WhatIfDown:input_type -> holdfast.api.v1.NodeRequest
+	20, // 22: holdfast.api.v1.Holdfast.ListDisks:input_type -> holdfast.api.v1.ListDisksRequest
+	23, // 23: holdfast.api.v1.Holdfast.Status:input_type -> holdfast.api.v1.StatusRequest
+	5,  // 24: holdfast.api.v1.Holdfast.CreateVolume:output_type -> holdfast.api.v1.Volume
+	3,  // 25: holdfast.api.v1.Holdfast.ListVolumes:output_type -> holdfast.api.v1.ListVolumesResponse
+	5,  // 26: holdfast.api.v1.Holdfast.InspectVolume:output_type -> holdfast.api.v1.Volume
+	4,  // 27: holdfast.api.v1.Holdfast.RemoveVolume:output_type -> holdfast.api.v1.RemoveVolumeResponse
+	8,  // 28: holdfast.api.v1.Holdfast.AttachVolume:output_type -> holdfast.api.v1.AttachProgress
+	11, // 29: holdfast.api.v1.Holdfast.DetachVolume:output_type -> holdfast.api.v1.DetachVolumeResponse
+	12, // 30: holdfast.api.v1.Holdfast.ExplainVolume:output_type -> holdfast.api.v1.Explanation
+	16, // 31: holdfast.api.v1.Holdfast.ListNodes:output_type -> holdfast.api.v1.ListNodesResponse
+	17, // 32: holdfast.api.v1.Holdfast.InspectNode:output_type -> holdfast.api.v1.Node
+	18, // 33: holdfast.api.v1.Holdfast.WhatIfDown:output_type -> holdfast.api.v1.Impact
+	21, // 34: holdfast.api.v1.Holdfast.ListDisks:output_type -> holdfast.api.v1.ListDisksResponse
+	24, // 35: holdfast.api.v1.Holdfast.Status:output_type -> holdfast.api.v1.ClusterStatus
+	24, // [24:36] is the sub-list for method output_type
+	12, // [12:24] is the sub-list for method input_type
+	12, // [12:12] is the sub-list for extension type_name
+	12, // [12:12] is the sub-list for extension extendee
+	0,  // [0:12] is the sub-list for field type_name
 }
 
 func init() { file_api_proto_init() }
@@ -2011,7 +2176,7 @@ func file_api_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_api_proto_rawDesc), len(file_api_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   27,
+			NumMessages:   29,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -31,6 +31,7 @@ const (
 	Holdfast_ExplainVolume_FullMethodName = "/holdfast.api.v1.Holdfast/ExplainVolume"
 	Holdfast_ListNodes_FullMethodName     = "/holdfast.api.v1.Holdfast/ListNodes"
 	Holdfast_InspectNode_FullMethodName   = "/holdfast.api.v1.Holdfast/InspectNode"
+	Holdfast_WhatIfDown_FullMethodName    = "/holdfast.api.v1.Holdfast/WhatIfDown"
 	Holdfast_ListDisks_FullMethodName     = "/holdfast.api.v1.Holdfast/ListDisks"
 	Holdfast_Status_FullMethodName        = "/holdfast.api.v1.Holdfast/Status"
 )
@@ -50,6 +51,8 @@ type HoldfastClient interface {
 	ExplainVolume(ctx context.Context, in *VolumeRequest, opts ...grpc.CallOption) (*Explanation, error)
 	ListNodes(ctx context.Context, in *ListNodesRequest, opts ...grpc.CallOption) (*ListNodesResponse, error)
 	InspectNode(ctx context.Context, in *NodeRequest, opts ...grpc.CallOption) (*Node, error)
+	// WhatIfDown says what would be lost if a node went down now.
+	WhatIfDown(ctx context.Context, in *NodeRequest, opts ...grpc.CallOption) (*Impact, error)
 	ListDisks(ctx context.Context, in *ListDisksRequest, opts ...grpc.CallOption) (*ListDisksResponse, error)
 	Status(ctx context.Context, in *StatusRequest, opts ...grpc.CallOption) (*ClusterStatus, error)
 }
@@ -161,6 +164,16 @@ func (c *holdfastClient) InspectNode(ctx context.Context, in *NodeRequest, opts 
 	return out, nil
 }
 
+func (c *holdfastClient) WhatIfDown(ctx context.Context, in *NodeRequest, opts ...grpc.CallOption) (*Impact, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(Impact)
+	err := c.cc.Invoke(ctx, Holdfast_WhatIfDown_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 func (c *holdfastClient) ListDisks(ctx context.Context, in *ListDisksRequest, opts ...grpc.CallOption) (*ListDisksResponse, error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(ListDisksResponse)
@@ -196,6 +209,8 @@ type HoldfastServer interface {
 	ExplainVolume(context.Context, *VolumeRequest) (*Explanation, error)
 	ListNodes(context.Context, *ListNodesRequest) (*ListNodesResponse, error)
 	InspectNode(context.Context, *NodeRequest) (*Node, error)
+	// WhatIfDown says what would be lost if a node went down now.
+	WhatIfDown(context.Context, *NodeRequest) (*Impact, error)
 	ListDisks(context.Context, *ListDisksRequest) (*ListDisksResponse, error)
 	Status(context.Context, *StatusRequest) (*ClusterStatus, error)
 	mustEmbedUnimplementedHoldfastServer()
@@ -234,6 +249,9 @@ func (UnimplementedHoldfastServer) ListNodes(context.Context, *ListNodesRequest)
 }
 func (UnimplementedHoldfastServer) InspectNode(context.Context, *NodeRequest) (*Node, error) {
 	return nil, status.Error(codes.Unimplemented, "method InspectNode not implemented")
+}
+func (UnimplementedHoldfastServer) WhatIfDown(context.Context, *NodeRequest) (*Impact, error) {
+	return nil, status.Error(codes.Unimplemented, "method WhatIfDown not implemented")
 }
 func (UnimplementedHoldfastServer) ListDisks(context.Context, *ListDisksRequest) (*ListDisksResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method ListDisks not implemented")
@@ -417,6 +435,24 @@ func _Holdfast_InspectNode_Handler(srv interface{}, ctx context.Context, dec fun
 	return interceptor(ctx, in, info, handler)
 }
 
+func _Holdfast_WhatIfDown_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(NodeRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(HoldfastServer).WhatIfDown(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Holdfast_WhatIfDown_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(HoldfastServer).WhatIfDown(ctx, req.(*NodeRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 func _Holdfast_ListDisks_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
 	in := new(ListDisksRequest)
 	if err := dec(in); err != nil {
@@ -491,6 +527,10 @@ var Holdfast_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "InspectNode",
 			Handler:    _Holdfast_InspectNode_Handler,
+		},
+		{
+			MethodName: "WhatIfDown",
+			Handler:    _Holdfast_WhatIfDown_Handler,
 		},
 		{
 			MethodName: "ListDisks",
