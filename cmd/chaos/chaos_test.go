@@ -439,6 +439,15 @@ func TestCuts(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
+	if err := w.remove(ctx, 2); err != nil {
+		t.Fatal(err)
+	}
+	if err := w.add(ctx, 2); err != nil {
+		t.Fatal(err)
+	}
+	if !reaches(2, portData) {
+		t.Error("a node that was removed and added again does not reach node 1")
+	}
 	if err := errors.Join(w.slow(ctx, 1, "1mbit"), w.slow(ctx, 1, "")); err != nil {
 		t.Errorf("slow, and not: %v", err)
 	}
@@ -483,7 +492,7 @@ func TestPowerCutUnderAFileSystem(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := powerOff(n); err != nil {
+	if err := powerOff(ctx, n); err != nil {
 		t.Fatal(err)
 	}
 	if _, _, err := n.powerOn(ctx, rand.New(rand.NewPCG(1, 0))); err != nil {

@@ -334,7 +334,7 @@ func (d *director) killFor(ctx context.Context, down time.Duration, victims ...*
 
 // powerFor cuts the power of nodes for a time.
 func (d *director) powerFor(ctx context.Context, rng *rand.Rand, dark time.Duration, victims ...*node) error {
-	if err := powerOff(victims...); err != nil {
+	if err := powerOff(ctx, victims...); err != nil {
 		return err
 	}
 	for _, n := range victims {

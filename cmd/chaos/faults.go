@@ -56,6 +56,7 @@ var faults = []fault{
 	{"I/O errors on the holder's disk, attach elsewhere", failHolder, true},
 	{"a replica loses power", powerReplica, true},
 	{"the holder loses power, attach elsewhere", powerHolder, true},
+	{"a replica is behind when the holder loses power", powerHolderBehind, true},
 	{"all nodes lose power", powerAll, true},
 	{"all nodes lose power but one that is killed", powerAllButOne, true},
 }
@@ -355,11 +356,31 @@ func powerReplica(ctx context.Context, d *director, rng *rand.Rand) error {
 
 func powerHolder(ctx context.Context, d *director, rng *rand.Rand) error {
 	h, next := d.holder(), d.replica(rng)
-	if err := powerOff(h); err != nil {
+	if err := powerOff(ctx, h); err != nil {
 		return err
 	}
 	d.step("%s has no power", h.name)
 	err := d.takeover(ctx, next, false)
+	return errors.Join(err, d.powerUp(ctx, rng, h))
+}
+
+// powerHolderBehind leaves an in-sync replica without the last writes, which then
+// are with the third alone: none of them may have been acknowledged, or all that
+// was is there.
+func powerHolderBehind(ctx context.Context, d *director, rng *rand.Rand) error {
+	h, behind := d.holder(), d.replica(rng)
+	if err := d.cut(ctx, behind, cut{in: true, out: true}); err != nil {
+		return err
+	}
+	d.wait(ctx, between(rng, time.Second, 4*time.Second)) // not long enough to be evicted
+	if err := powerOff(ctx, h); err != nil {
+		return err
+	}
+	d.step("%s has no power", h.name)
+	if err := d.mend(ctx, behind); err != nil {
+		return err
+	}
+	err := d.takeover(ctx, d.other(h), false)
 	return errors.Join(err, d.powerUp(ctx, rng, h))
 }
 
@@ -379,7 +400,7 @@ func powerAllButOne(ctx context.Context, d *director, rng *rand.Rand) error {
 			dark = append(dark, n)
 		}
 	}
-	if err := powerOff(dark...); err != nil {
+	if err := powerOff(ctx, dark...); err != nil {
 		return err
 	}
 	d.step("all but %s have no power", lucky.name)

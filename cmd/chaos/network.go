@@ -50,7 +50,8 @@ func (w *network) add(ctx context.Context, number int) error {
 	err := w.ip(ctx,
 		"netns add "+host,
 		"-n "+host+" link set lo up",
-		fmt.Sprintf("-n %s link add %s type veth peer name eth0 netns %s", w.hub(), port, host),
+		// Its hardware address stays when it is removed and added again: others remember it.
+		fmt.Sprintf("-n %s link add %s type veth peer name eth0 address 02:00:00:00:78:%02x netns %s", w.hub(), port, number, host),
 		fmt.Sprintf("-n %s link set %s master br0 up", w.hub(), port),
 		fmt.Sprintf("-n %s addr add %s/24 dev eth0", host, w.address(number)),
 		"-n "+host+" link set eth0 up")
@@ -60,6 +61,12 @@ func (w *network) add(ctx context.Context, number int) error {
 	// Faults are rules in chains of their own.
 	return w.rules(ctx, number, ":FAULTIN - [0:0]", ":FAULTOUT - [0:0]",
 		"-A INPUT -i eth0 -j FAULTIN", "-A OUTPUT -o eth0 -j FAULTOUT")
+}
+
+// remove takes a node's cable away, with all that its kernel had still to send,
+// and its namespace; add makes them anew.
+func (w *network) remove(ctx context.Context, number int) error {
+	return w.ip(ctx, "-n "+w.hub()+" link del p"+strconv.Itoa(number), "netns del "+w.host(number))
 }
 
 // close removes everything; what is not there is no error.

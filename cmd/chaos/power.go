@@ -164,7 +164,7 @@ func (s *supply) sync() error {
 
 // powerOff ends nodes as a power cut does, all at one moment: nothing of what
 // they do once the power is gone reaches their disks or anybody else.
-func powerOff(nodes ...*node) error {
+func powerOff(ctx context.Context, nodes ...*node) error {
 	for _, n := range nodes {
 		n.supply.cell.hang()
 	}
@@ -174,6 +174,11 @@ func powerOff(nodes ...*node) error {
 		}
 	}
 	var errs []error
+	for _, n := range nodes {
+		if n.net != nil {
+			errs = append(errs, n.net.remove(ctx, n.number))
+		}
+	}
 	for _, n := range nodes {
 		n.supply.cell.fail() // a process that waits for its disk can die now
 	}
@@ -205,6 +210,11 @@ func (n *node) powerOn(ctx context.Context, rng *rand.Rand) (unsynced, lost int,
 	unsynced, lost = n.supply.cell.restore(rng)
 	if err := n.supply.newBoot(); err != nil {
 		return unsynced, lost, err
+	}
+	if n.net != nil {
+		if err := n.net.add(ctx, n.number); err != nil {
+			return unsynced, lost, err
+		}
 	}
 	ctx, cancel := context.WithTimeout(ctx, mountLimit)
 	defer cancel()
