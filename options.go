@@ -17,6 +17,12 @@ const (
 	DefaultFileSystem = "ext4"
 )
 
+// The values of ReadPromises.
+const (
+	PromisesOn  = "on"
+	PromisesOff = "off"
+)
+
 // The policies of OnQuorumLoss. The time after ErrorOnLoss is at least
 // MinHoldTime, in which a silent replica is taken out where there is a quorum, and
 // at most MaxHoldTime.
@@ -51,6 +57,13 @@ type VolumeOptions struct {
 	// by MinCopies: FreezeOnLoss, or ErrorOnLoss with a time after which they fail,
 	// as in "error:30s".
 	OnQuorumLoss string
+	// ReadPromises is "on" or "off". Off, every read of a replicated volume is
+	// confirmed by asking the other in-sync replicas: for hosts whose clocks may stand
+	// still without telling, as in a paused virtual machine.
+	ReadPromises string
+	// SegmentSize is what of the volume is placed and replicated as one, in bytes: a
+	// multiple of RegionSize.
+	SegmentSize int64
 }
 
 // optionAliases maps every accepted spelling, lower case with - turned to _,
@@ -61,6 +74,7 @@ var optionAliases = map[string]string{
 	"mkfs": "mkfs", "fsopts": "mkfs", "mkfsoptions": "mkfs",
 	"mount_options": "mount_options", "mountopts": "mount_options",
 	"labels": "labels", "min_copies": "min_copies", "on_quorum_loss": "on_quorum_loss",
+	"read_promises": "read_promises", "segment_size": "segment_size",
 }
 
 // laterOptions are the options whose feature is not in this version; they are
@@ -68,8 +82,8 @@ var optionAliases = map[string]string{
 var laterOptions = map[string]bool{
 	"ec": true, "pool": true, "volumetype": true, "storagepool": true, "io_priority": true, "profile": true,
 	"storagepolicy": true, "nodes": true, "zones": true, "racks": true, "sticky": true, "secure": true,
-	"from": true, "parent": true, "snap_schedule": true, "shared": true, "read_promises": true,
-	"segment_size": true, "ack": true, "iops": true, "bandwidth": true, "max_iops": true, "max_bandwidth": true,
+	"from": true, "parent": true, "snap_schedule": true, "shared": true,
+	"ack": true, "iops": true, "bandwidth": true, "max_iops": true, "max_bandwidth": true,
 }
 
 // OptionKeys lists the options of this version by their own names, sorted.
@@ -146,6 +160,19 @@ func (o *VolumeOptions) set(name, key, value string) error {
 			err = Errorf(ErrInvalid, "option %s: %w", key, err).WithRemedy("%s", RemedyOf(err))
 		}
 		o.OnQuorumLoss = HoldPolicy(hold)
+	case "read_promises":
+		switch strings.ToLower(value) {
+		case "on", "true", "yes", "1", "":
+			o.ReadPromises = PromisesOn
+		case "off", "false", "no", "0":
+			o.ReadPromises = PromisesOff
+		default:
+			err = Errorf(ErrInvalid, "option %s: %q is neither on nor off", key, value).WithRemedy("use on or off")
+		}
+	case "segment_size":
+		if o.SegmentSize, err = ParseSize(value); err == nil && (o.SegmentSize < RegionSize || o.SegmentSize%RegionSize != 0) {
+			err = Errorf(ErrInvalid, "option %s: %s (%d bytes) is not a multiple of 1 MiB", key, value, o.SegmentSize).WithRemedy("use for example 64G; a size without a unit is GiB")
+		}
 	case "labels":
 		for _, pair := range strings.Split(value, ",") {
 			k, v, _ := strings.Cut(pair, "=")
@@ -214,6 +241,8 @@ func (o VolumeOptions) WithDefaults(nodesWithDisks int) VolumeOptions {
 	o.FileSystem = cmp.Or(o.FileSystem, DefaultFileSystem)
 	o.MinCopies = cmp.Or(o.MinCopies, 1)
 	o.OnQuorumLoss = cmp.Or(o.OnQuorumLoss, FreezeOnLoss)
+	o.ReadPromises = cmp.Or(o.ReadPromises, PromisesOn)
+	o.SegmentSize = cmp.Or(o.SegmentSize, DefaultSegmentSize)
 	return o
 }
 

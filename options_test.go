@@ -57,11 +57,11 @@ func TestFormatSize(t *testing.T) {
 
 func TestParseOptions(t *testing.T) {
 	o, err := ParseOptions(map[string]string{"Size": "2G", "HA-Level": "2", "FSTYPE": "xfs", "mkfsOptions": "-m crc=1",
-		"mountopts": "noatime", "label.Team": "db", "labels": "a=b,c=d", "min-copies": "2", "on_quorum_loss": "Error:90s"})
+		"mountopts": "noatime", "label.Team": "db", "labels": "a=b,c=d", "min-copies": "2", "on_quorum_loss": "Error:90s", "Read-Promises": "Off", "segment_size": "256M"})
 	if err != nil {
 		t.Fatal(err)
 	}
-	if o.Size != 2<<30 || o.Replicas != 2 || o.FileSystem != "xfs" || o.MkfsOptions != "-m crc=1" || o.MountOptions != "noatime" || o.MinCopies != 2 || o.OnQuorumLoss != "error:1m30s" {
+	if o.Size != 2<<30 || o.Replicas != 2 || o.FileSystem != "xfs" || o.MkfsOptions != "-m crc=1" || o.MountOptions != "noatime" || o.MinCopies != 2 || o.ReadPromises != "off" || o.SegmentSize != 256<<20 || o.OnQuorumLoss != "error:1m30s" {
 		t.Errorf("got %+v", o)
 	}
 	if want := map[string]string{"Team": "db", "a": "b", "c": "d"}; !maps.Equal(o.Labels, want) {
@@ -81,6 +81,9 @@ func TestParseOptions(t *testing.T) {
 		{map[string]string{"fs": "btrfs"}, ErrInvalid, "ext4 or xfs"},
 		{map[string]string{"ec": "2+1"}, ErrUnsupported, "not in this version"},
 		{map[string]string{"shared": ""}, ErrUnsupported, "not in this version"},
+		{map[string]string{"read_promises": "maybe"}, ErrInvalid, "on or off"},
+		{map[string]string{"segment_size": "100K"}, ErrInvalid, "1 MiB"},
+		{map[string]string{"segment_size": "1.5M"}, ErrInvalid, "1 MiB"},
 		{map[string]string{"min_copies": "0"}, ErrInvalid, "from 1 to 7"},
 		{map[string]string{"min_copies": "8"}, ErrInvalid, "from 1 to 7"},
 		{map[string]string{"on_quorum_loss": "error"}, ErrInvalid, "error:30s"},

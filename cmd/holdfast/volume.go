@@ -60,6 +60,8 @@ func (c *cli) volumeCreate() *cobra.Command {
 		{"labels", "labels, as NAME=VALUE,NAME=VALUE"},
 		{"min-copies", "in-sync copies below which writes are held; default 1"},
 		{"on-quorum-loss", "what held requests do: freeze (default), or error:30s"},
+		{"read-promises", "off: confirm every read by asking the other replicas (default on)"},
+		{"segment-size", "what is placed and replicated as one; a multiple of 1M (default 64G)"},
 	} {
 		own[o[0]] = f.String(o[0], "", o[1])
 	}

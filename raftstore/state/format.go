@@ -61,6 +61,7 @@ func (o *VolumeOptions) code(c *coder) {
 	enum(c, &o.AckMode, ackModes)
 	c.small(&o.MinCopies)
 	u64(c, &o.FailHeldAfter)
+	c.bool(&o.PingsOnly)
 	c.str(&o.Pool)
 }
 

@@ -132,6 +132,7 @@ type VolumeOptions struct {
 	MinCopies    int // in-sync copies below which writes are held
 	// FailHeldAfter is after how many seconds requests that are held fail; 0 never.
 	FailHeldAfter int64
+	PingsOnly     bool   // no read is answered by a promise (read_promises=off)
 	Pool          string // "" for any
 }
 

@@ -237,6 +237,7 @@ func (a *Attachments) bound(ctx context.Context) (context.Context, context.Cance
 
 // attach does it; the caller has the turn.
 func (a *Attachments) attach(ctx context.Context, h *held, id holdfast.VolumeID, o AttachOptions) (Held, error) {
+	a.endOld(ctx, h, id)
 	a.bury(h, id)
 	if h.active() == nil {
 		if err := a.begin(ctx, h, id, o); err != nil {
@@ -247,6 +248,32 @@ func (a *Attachments) attach(ctx context.Context, h *held, id holdfast.VolumeID,
 		return Held{}, err
 	}
 	return a.info(h), nil
+}
+
+// endOldWait bounds what an attach waits to hear whether its session is over: one
+// that runs while raft has no quorum is handed out as it is.
+const endOldWait = 2 * time.Second
+
+// endOld ends a session whose epoch raft knows to be over: it may not have noticed
+// yet, and must not be handed out again. Without a quorum nothing is known to be over.
+func (a *Attachments) endOld(ctx context.Context, h *held, id holdfast.VolumeID) {
+	att := h.active()
+	if att == nil {
+		return
+	}
+	ctx, cancel := context.WithTimeout(ctx, endOldWait)
+	defer cancel()
+	view, err := a.o.Cluster.Read(ctx)
+	if err != nil {
+		return
+	}
+	h.mu.Lock()
+	epoch := h.epoch
+	h.mu.Unlock()
+	if v, ok := view.Volume(id); ok && v.Epoch > epoch {
+		a.o.Logger.Warn("a session that was taken over is ended", "volume", v.Name, "epoch", uint64(epoch), "now", uint64(v.Epoch))
+		att.Close()
+	}
 }
 
 // active returns the running attachment, nil if there is none.
@@ -356,7 +383,7 @@ func (a *Attachments) attachmentOptions(v *state.Volume, before *state.Volume) a
 	o := attachment.Options{
 		Cluster: a.o.ID, Node: a.o.Node, Instance: a.o.Instance, Level: a.o.Cluster.View().Cluster().Level,
 		Volume: v.ID, Lineage: v.Lineage, Size: v.Size, SegmentSize: v.Options.SegmentSize,
-		Copies: v.Options.Replicas, Ack: v.Options.AckMode, Policy: policy(v),
+		Copies: v.Options.Replicas, Ack: v.Options.AckMode, Policy: policy(v), PingsOnly: v.Options.PingsOnly,
 		Epoch: v.Epoch, Session: v.Session, Detached: before.Phase == state.PhaseDetached,
 		Meta: meta{a.o.Cluster}, Dial: a.dial, Gone: a.o.Cluster.Gone, Local: a.o.Serve, Memory: a.memory,
 		Logger: a.o.Logger.With("name", v.Name),

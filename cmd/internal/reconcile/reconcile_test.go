@@ -127,6 +127,30 @@ func TestAttachRespectsTheHolder(t *testing.T) {
 	}
 }
 
+// TestAttachEndsAnOldSession: the volume was taken over and given back, and this
+// node's session has not noticed. Nobody gets that session again.
+func TestAttachEndsAnOldSession(t *testing.T) {
+	reg, n := one(t)
+	v := n.create(t, "data")
+	old, err := n.att.Attach(t.Context(), "data", AttachOptions{NBD: true})
+	if err != nil || old.Epoch != 1 {
+		t.Fatalf("attach: %+v, %v", old, err)
+	}
+	dev, _ := n.att.Device(v.ID)
+	other := state.Node{ID: holdfast.NewID[holdfast.NodeID](), Name: "other", Instance: holdfast.NewID[holdfast.InstanceID](), MaxLevel: 1, Version: "test",
+		Kind: state.MemberVoter, Addresses: state.Addresses{API: "127.0.0.1:4", Data: "127.0.0.1:5", Raft: "127.0.0.1:6"}}
+	reg.must(t, &state.NodeJoin{Node: other})
+	reg.must(t, &state.AttachBegin{Volume: v.ID, Node: other.ID, Instance: other.Instance, Expect: 1, Session: holdfast.NewID[holdfast.SessionID](), Force: true})
+	reg.must(t, &state.Detach{Volume: v.ID, Epoch: 2})
+	held, err := n.att.Attach(t.Context(), "data", AttachOptions{NBD: true})
+	if err != nil || held.Epoch != 3 || !held.Active {
+		t.Errorf("attach again: epoch %d, active %v, %v; want 3, true", held.Epoch, held.Active, err)
+	}
+	if err := dev.WriteAt(t.Context(), make([]byte, 4096), 0, false); !errors.Is(err, holdfast.ErrFenced) {
+		t.Errorf("a write in the old session: got %v, want %v", err, holdfast.ErrFenced)
+	}
+}
+
 func TestMountFormatsOnceAndCountsUsers(t *testing.T) {
 	reg, n := one(t)
 	v := n.create(t, "data")

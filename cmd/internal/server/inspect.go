@@ -132,7 +132,7 @@ func (s *Server) volume(view *state.View, v *state.Volume) *apipb.Volume {
 		Name: v.Name, Id: v.ID.String(), Size: v.Size, State: string(v.State()), Epoch: uint64(v.Epoch),
 		ReplicaCount: int32(v.Options.Replicas), Fs: v.Options.FS, FsState: string(v.Format), Mkfs: v.Options.Mkfs,
 		MountOptions: v.Options.MountOptions, MinCopies: int32(v.Options.MinCopies), OnQuorumLoss: holdfast.HoldPolicy(time.Duration(v.Options.FailHeldAfter) * time.Second),
-		Labels: v.Labels.Map(), SegmentSize: v.Options.SegmentSize, Mounts: s.o.Attachments.Users(v.Name), Mountpoint: s.o.Attachments.Path(v.Name),
+		ReadPromises: readPromises(v), Labels: v.Labels.Map(), SegmentSize: v.Options.SegmentSize, Mounts: s.o.Attachments.Users(v.Name), Mountpoint: s.o.Attachments.Path(v.Name),
 	}
 	if v.Phase != state.PhaseDetached {
 		out.Node, out.Session = s.nodeName(v.Holder.Node), v.Session.String()
@@ -141,6 +141,9 @@ func (s *Server) volume(view *state.View, v *state.Volume) *apipb.Volume {
 		}
 	}
 	held, here := s.o.Attachments.Get(v.ID)
+	if held.Epoch < v.Epoch { // a session that was taken over and has not noticed yet
+		held, here = reconcile.Held{}, false
+	}
 	if here && held.Active {
 		out.Device, out.Uri, out.Clients = held.Device, held.URI, int32(held.Clients)
 	} else if v.Phase != state.PhaseDetached && v.Holder.Node == s.o.Node {
@@ -155,6 +158,13 @@ func (s *Server) volume(view *state.View, v *state.Volume) *apipb.Volume {
 	}
 	out.Used = s.used(v)
 	return out
+}
+
+func readPromises(v *state.Volume) string {
+	if v.Options.PingsOnly {
+		return holdfast.PromisesOff
+	}
+	return holdfast.PromisesOn
 }
 
 // used is what the replicas on this node occupy, the fullest per segment.

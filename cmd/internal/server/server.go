@@ -179,7 +179,7 @@ func (s *Server) plan(view *state.View, name string, given holdfast.VolumeOption
 		return nil, err
 	}
 	options := state.VolumeOptions{Replicas: o.Replicas, FS: o.FileSystem, Mkfs: o.MkfsOptions, MountOptions: o.MountOptions,
-		SegmentSize: holdfast.DefaultSegmentSize, AckMode: holdfast.AckReceived, MinCopies: o.MinCopies, FailHeldAfter: int64(hold.Seconds())}
+		SegmentSize: o.SegmentSize, AckMode: holdfast.AckReceived, MinCopies: o.MinCopies, FailHeldAfter: int64(hold.Seconds()), PingsOnly: o.ReadPromises == holdfast.PromisesOff}
 	placement, err := state.Place(view, state.PlaceRequest{Size: o.Size, SegmentSize: options.SegmentSize, Replicas: o.Replicas,
 		Avoid: s.goneNodes(view), NewReplica: holdfast.NewID[holdfast.ReplicaID]})
 	if err != nil {
@@ -224,6 +224,10 @@ func differs(v *state.Volume, given holdfast.VolumeOptions) string {
 		return "min_copies"
 	case given.OnQuorumLoss != "" && given.OnQuorumLoss != holdfast.HoldPolicy(time.Duration(v.Options.FailHeldAfter)*time.Second):
 		return "on_quorum_loss"
+	case given.ReadPromises != "" && (given.ReadPromises == holdfast.PromisesOff) != v.Options.PingsOnly:
+		return "read_promises"
+	case given.SegmentSize != 0 && given.SegmentSize != v.Options.SegmentSize:
+		return "segment_size"
 	case given.MountOptions != "" && given.MountOptions != v.Options.MountOptions:
 		return "mount option"
 	}

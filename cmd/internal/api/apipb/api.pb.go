@@ -278,6 +278,7 @@ type Volume struct {
 	Clients       int32                  `protobuf:"varint,21,opt,name=clients,proto3" json:"clients,omitempty"`
 	Mounts        []string               `protobuf:"bytes,22,rep,name=mounts,proto3" json:"mounts,omitempty"` // ids that hold the mount
 	Mountpoint    string                 `protobuf:"bytes,23,opt,name=mountpoint,proto3" json:"mountpoint,omitempty"`
+	ReadPromises  string                 `protobuf:"bytes,24,opt,name=read_promises,json=readPromises,proto3" json:"read_promises,omitempty"` // on | off
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -469,6 +470,13 @@ func (x *Volume) GetMounts() []string {
 func (x *Volume) GetMountpoint() string {
 	if x != nil {
 		return x.Mountpoint
+	}
+	return ""
+}
+
+func (x *Volume) GetReadPromises() string {
+	if x != nil {
+		return x.ReadPromises
 	}
 	return ""
 }
@@ -1908,7 +1916,7 @@ const file_api_proto_rawDesc = "" +
 	"\x13ListVolumesResponse\x121\n" +
 	"\avolumes\x18\x01 \x03(\v2\x17.holdfast.api.v1.VolumeR\avolumes\"&\n" +
 	"\x14RemoveVolumeResponse\x12\x0e\n" +
-	"\x02id\x18\x01 \x01(\tR\x02id\"\xc9\x05\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\"\xee\x05\n" +
 	"\x06Volume\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x0e\n" +
 	"\x02id\x18\x02 \x01(\tR\x02id\x12\x12\n" +
@@ -1936,7 +1944,8 @@ const file_api_proto_rawDesc = "" +
 	"\x06mounts\x18\x16 \x03(\tR\x06mounts\x12\x1e\n" +
 	"\n" +
 	"mountpoint\x18\x17 \x01(\tR\n" +
-	"mountpoint\x1a9\n" +
+	"mountpoint\x12#\n" +
+	"\rread_promises\x18\x18 \x01(\tR\freadPromises\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xdd\x01\n" +
