@@ -189,6 +189,12 @@ func (h *host) step(ev replica.Event) {
 		return
 	}
 	actions := append([]replica.Action(nil), h.core.Step(ev)...)
+	if h.n.w.cfg.Cover != nil {
+		h.n.w.cover("copy takes %T", ev)
+		for _, a := range actions {
+			h.n.w.cover("copy asks %T", a)
+		}
+	}
 	for _, a := range actions {
 		h.act(a)
 	}

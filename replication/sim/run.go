@@ -15,6 +15,7 @@ type Config struct {
 	Nodes int           // 0: by the seed, 1 to 3
 	Chaos time.Duration // simulated time with faults; 0 is 40 s
 	Trace func(string)  // a line per event of note; may be nil
+	Cover func(string)  // told each event, action and change of state; may be nil
 }
 
 // Report is what became of a run.

@@ -80,6 +80,13 @@ func (w *world) between(lo, hi time.Duration) time.Duration {
 // chance is true with probability p.
 func (w *world) chance(p float64) bool { return w.rng.Float64() < p }
 
+// cover counts what the cores came through.
+func (w *world) cover(format string, args ...any) {
+	if w.cfg.Cover != nil {
+		w.cfg.Cover(fmt.Sprintf(format, args...))
+	}
+}
+
 func (w *world) log(format string, args ...any) {
 	if w.cfg.Trace == nil {
 		return

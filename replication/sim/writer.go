@@ -77,7 +77,45 @@ func (wr *writer) step(ev coordinator.Event) {
 	if wr.node.life != wr.life || !wr.node.up {
 		return
 	}
-	wr.execute(wr.core.Step(wr.node.clock(), ev))
+	if wr.node.w.cfg.Cover == nil {
+		wr.execute(wr.core.Step(wr.node.clock(), ev))
+		return
+	}
+	before := wr.core.State()
+	actions := append([]coordinator.Action(nil), wr.core.Step(wr.node.clock(), ev)...)
+	wr.covered(ev, actions, before, wr.core.State())
+	wr.execute(actions)
+}
+
+// covered tells one step of the core.
+func (wr *writer) covered(ev coordinator.Event, actions []coordinator.Action, before, after coordinator.State) {
+	w := wr.node.w
+	w.cover("writer takes %T", ev)
+	for _, a := range actions {
+		switch a := a.(type) {
+		case coordinator.Notice:
+			w.cover("notice %s", a.Kind)
+		case coordinator.EndSession:
+			w.cover("end %s", a.Reason)
+		case coordinator.Propose:
+			w.cover("propose %s", a.Command)
+		default:
+			w.cover("writer asks %T", a)
+		}
+	}
+	if before.Phase != after.Phase {
+		w.cover("phase %s -> %s", before.Phase, after.Phase)
+	}
+	for i := range min(len(before.Members), len(after.Members)) {
+		if b, a := before.Members[i].Link, after.Members[i].Link; a != b {
+			w.cover("member %s -> %s", b, a)
+		}
+		if b, a := before.Members[i], after.Members[i]; a.Promised > 0 && b.Promised == 0 {
+			w.cover("promise begins")
+		} else if a.Promised == 0 && b.Promised > 0 {
+			w.cover("promise ends")
+		}
+	}
 }
 
 func (wr *writer) execute(actions []coordinator.Action) {
