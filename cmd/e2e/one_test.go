@@ -131,7 +131,7 @@ func TestForeignDisksAreRefused(t *testing.T) {
 	need(t, "mkfs.ext4")
 	first := newNode(t, "first")
 	image := filepath.Join(first.dir, "disk.img")
-	first.flags = append(first.flags, "--disk", image+",size=1G,wal=16M")
+	first.flags = append(first.flags, "--disk", image+",size=128M,wal=16M")
 	first.start()
 	first.ready()
 	first.terminate()
@@ -142,7 +142,7 @@ func TestForeignDisksAreRefused(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := f.Truncate(1 << 30); err != nil {
+	if err := f.Truncate(128 << 20); err != nil {
 		t.Fatal(err)
 	}
 	f.Close()

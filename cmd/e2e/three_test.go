@@ -139,7 +139,7 @@ func TestHolderDies(t *testing.T) {
 func TestSourceDiesDuringResync(t *testing.T) {
 	whole(t)
 	c := start(t, 4)
-	cycles := 2
+	cycles := 1
 	if os.Getenv("HOLDFAST_SOAK") != "" {
 		cycles = 200
 	}
