@@ -200,11 +200,19 @@ func (h *host) reach(ok bool) {
 // cluster is a volume on some hosts, and what raft would know of it.
 type cluster struct {
 	t           testing.TB
-	moving      sync.Mutex // guards the elements of hosts; the test itself, which alone changes them, reads without
-	hosts       []*host
 	meta        *fakeMeta
 	size        int64
 	segmentSize int64
+
+	mu    sync.Mutex // only the test's goroutine writes hosts; others read them
+	hosts []*host
+}
+
+// all returns the hosts for goroutines other than the test's.
+func (c *cluster) all() []*host {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return slices.Clone(c.hosts)
 }
 
 func newCluster(t testing.TB, hosts int, size, segmentSize int64) *cluster {
@@ -248,9 +256,9 @@ func (c *cluster) replace(a *Attachment, i int, h *host) {
 		}
 	}
 	c.meta.mu.Unlock()
-	c.moving.Lock()
+	c.mu.Lock()
 	c.hosts[i] = h
-	c.moving.Unlock()
+	c.mu.Unlock()
 	c.grow(a, 0)
 }
 
@@ -267,15 +275,8 @@ func (c *cluster) options(on *host) Options {
 	return o
 }
 
-// present is the hosts as attachments see them, beside a replace.
-func (c *cluster) present() []*host {
-	c.moving.Lock()
-	defer c.moving.Unlock()
-	return slices.Clone(c.hosts)
-}
-
 func (c *cluster) down(n holdfast.NodeID) bool {
-	for _, h := range c.present() {
+	for _, h := range c.all() {
 		h.mu.Lock()
 		down := h.node == n && h.server == nil
 		h.mu.Unlock()
@@ -287,7 +288,7 @@ func (c *cluster) down(n holdfast.NodeID) bool {
 }
 
 func (c *cluster) dial(ctx context.Context, n holdfast.NodeID) (net.Conn, error) {
-	for _, h := range c.present() {
+	for _, h := range c.all() {
 		if h.node != n {
 			continue
 		}

@@ -237,6 +237,18 @@ func (c *conn) pump() {
 	}
 }
 
+// leave ends what this end sends: what waits for credit is not sent any more,
+// for the core has given the session up and the window lets go of its entries.
+// What the member still says is taken until the link ends.
+func (c *conn) leave() {
+	c.want = c.sent
+	for _, l := range c.later {
+		l.m.Release()
+	}
+	c.later = nil
+	c.link.Send(c.seg.a.o.Epoch, 0, &wire.Close{})
+}
+
 // acked notes an acknowledgement and uses the credit it brings.
 func (c *conn) acked(tail holdfast.Seq) {
 	n := 0

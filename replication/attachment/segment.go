@@ -271,7 +271,7 @@ func (s *segment) do(act coordinator.Action) {
 		}
 	case coordinator.CloseConn:
 		if c := s.connOf(a.Replica, a.Conn); c != nil {
-			c.link.Send(s.a.o.Epoch, 0, &wire.Close{})
+			c.leave()
 			s.closeLater(c)
 		}
 	case coordinator.SendFence:
