@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/binary"
+	"errors"
 	"testing"
 	"time"
 
@@ -92,8 +93,14 @@ func (k *kernel) receive() (unique uint64, errno unix.Errno, payload []byte) {
 	k.t.Helper()
 	b := make([]byte, 2<<20)
 	fds := []unix.PollFd{{Fd: int32(k.fd), Events: unix.POLLIN}}
-	if n, err := unix.Poll(fds, 10000); n != 1 {
-		k.t.Fatalf("no reply: %v", err)
+	for { // the scheduler's own signals end a poll
+		n, err := unix.Poll(fds, 10000)
+		if n == 1 {
+			break
+		}
+		if !errors.Is(err, unix.EINTR) {
+			k.t.Fatalf("no reply: %v", err)
+		}
 	}
 	n, err := unix.Read(k.fd, b)
 	if err != nil {

@@ -388,8 +388,14 @@ func (n *node) killDaemon() {
 		n.t.Fatal(err)
 	}
 	fds := []unix.PollFd{{Fd: int32(pidfd), Events: unix.POLLIN}}
-	if m, err := unix.Poll(fds, 20000); m != 1 {
-		n.t.Fatalf("the daemon does not die: %v", err)
+	for { // the scheduler's own signals end a poll
+		m, err := unix.Poll(fds, 20000)
+		if m == 1 {
+			return
+		}
+		if !errors.Is(err, unix.EINTR) {
+			n.t.Fatalf("the daemon does not die: %v", err)
+		}
 	}
 }
 

@@ -79,7 +79,11 @@ func (d *dataDir) keepBallast(n int64) error {
 	if info.Size() > n {
 		return f.Truncate(n)
 	}
-	if err := unix.Fallocate(int(f.Fd()), 0, 0, n); err != nil {
+	err = unix.Fallocate(int(f.Fd()), 0, 0, n)
+	for errors.Is(err, unix.EINTR) { // the scheduler's own signals end it on some file systems
+		err = unix.Fallocate(int(f.Fd()), 0, 0, n)
+	}
+	if err != nil {
 		if errors.Is(err, unix.EOPNOTSUPP) {
 			return nil // this file system cannot reserve: the watermarks still hold
 		}
