@@ -21,7 +21,7 @@ const callTimeout = 30 * time.Second
 func (c *cli) volumeCommand() *cobra.Command {
 	return group("volume", "Create, list, attach and remove volumes",
 		c.volumeCreate(), c.volumeList(), c.volumeInspect(), c.volumeRemove(),
-		c.volumeAttach(), c.volumeDetach(), c.volumeExplain())
+		c.volumeAttach(), c.volumeDetach(), c.volumeExplain(), c.volumeSalvage())
 }
 
 // call dials, runs f with the usual deadline and closes.

@@ -81,14 +81,14 @@ func heldError(t *View, vol *Volume) error {
 // Activate ends the recovery of one segment (A6): epoch Epoch starts at S with
 // the in-sync set ISR, a subset of the present one (R6). Members left out become
 // STALE. Each member has confirmed OPEN(Epoch, S). Not continuous means lossy:
-// the volume's session is replaced by the one offered at AttachBegin.
+// the volume's session is replaced by the one offered at AttachBegin. The first
+// of a salvaged segment is lossy whatever it says, and may start anywhere.
 type Activate struct {
 	Segment    holdfast.SegmentID
 	Epoch      holdfast.Epoch // compared
 	S          holdfast.Seq
 	ISR        []holdfast.ReplicaID
 	Continuous bool
-	Forced     bool // an operator accepts S below what was committed; implies lossy
 }
 
 func (*Activate) kind() commandKind { return kindActivate }
@@ -109,13 +109,15 @@ func (c *Activate) apply(t *View) (Result, error) {
 			return Result{}, invalid("replica %v stands twice in the in-sync set", id)
 		}
 	}
+	flags := c.flags(seg)
 	if last := seg.Last(); last.Epoch == c.Epoch {
-		if last.Start == c.S && last.Flags == c.flags() && sameMembers(seg.ISR(), c.ISR) {
+		// A forced one was so by the segment's mark, which it took away.
+		if last.Start == c.S && (last.Flags == flags || last.Flags&FlagForced != 0) && sameMembers(seg.ISR(), c.ISR) {
 			return segmentResult(vol, seg, false), nil
 		}
 		return Result{}, refuse(holdfast.ErrRefused, ReasonStaleISR, "segment %v was activated in epoch %d already, at %d", c.Segment, c.Epoch, last.Start)
 	}
-	if floor := seg.Floor(); c.S < floor && !c.Forced {
+	if floor := seg.Floor(); c.S < floor {
 		return Result{}, refuse(holdfast.ErrIntegrity, ReasonReplicaRegression,
 			"segment %v cannot start at %d: entries up to %d were committed", c.Segment, c.S, floor)
 	}
@@ -124,8 +126,8 @@ func (c *Activate) apply(t *View) (Result, error) {
 			return Result{}, holdfast.Errorf(holdfast.ErrRefused, "replica %v is not in sync and cannot be activated from", id)
 		}
 	}
-	seg.activate(c)
-	if c.flags()&FlagLossy != 0 {
+	seg.activate(c, flags)
+	if flags&FlagLossy != 0 {
 		vol.Session = vol.Offered
 	}
 	if vol.activatedIn(c.Epoch) {
@@ -135,9 +137,9 @@ func (c *Activate) apply(t *View) (Result, error) {
 	return segmentResult(vol, seg, true), nil
 }
 
-func (c *Activate) flags() EpochFlags {
+func (c *Activate) flags(s *Segment) EpochFlags {
 	switch {
-	case c.Forced:
+	case s.Salvaged:
 		return FlagForced | FlagLossy
 	case c.Continuous:
 		return FlagContinuous
@@ -145,7 +147,7 @@ func (c *Activate) flags() EpochFlags {
 	return FlagLossy
 }
 
-func (s *Segment) activate(c *Activate) {
+func (s *Segment) activate(c *Activate, flags EpochFlags) {
 	for i := range s.Replicas {
 		r := &s.Replicas[i]
 		switch {
@@ -156,12 +158,8 @@ func (s *Segment) activate(c *Activate) {
 		}
 	}
 	s.ISRVersion++
-	s.Clean = false
-	if c.Forced {
-		// What was committed above S is given up; the floor is S from here.
-		s.LastCommit, s.End = min(s.LastCommit, c.S), min(s.End, c.S)
-	}
-	s.History = append(s.History, EpochStart{Epoch: c.Epoch, Start: c.S, Flags: c.flags()})
+	s.Clean, s.Salvaged = false, false
+	s.History = append(s.History, EpochStart{Epoch: c.Epoch, Start: c.S, Flags: flags})
 	s.prune()
 }
 

@@ -180,17 +180,6 @@ func TestActivate(t *testing.T) {
 	// The next activation may not start below this one's S.
 	a.must(a.takeover(2, 2))
 	a.refused(&Activate{Segment: a.seg, Epoch: 3, S: 59, ISR: a.r[:1], Continuous: true}, holdfast.ErrIntegrity, ReasonReplicaRegression)
-	// An operator may, and the session is void.
-	res = a.must(&Activate{Segment: a.seg, Epoch: 3, S: 10, ISR: a.r[:1], Continuous: true, Forced: true})
-	if res.Volume.Session == session || res.Volume.Session != res.Volume.Offered {
-		t.Fatalf("forced: session got %v, want the offered %v", res.Volume.Session, res.Volume.Offered)
-	}
-	if got := a.segment().Last().Flags; got != FlagForced|FlagLossy {
-		t.Fatalf("forced: flags got %b", got)
-	}
-	if got := a.segment().Floor(); got != 10 {
-		t.Fatalf("floor after a forced activation: got %d, want 10", got)
-	}
 }
 
 func TestLossyActivationVoidsTheSession(t *testing.T) {

@@ -91,6 +91,7 @@ const (
 	kindResizeVolume  commandKind = 22
 	kindSetLabels     commandKind = 23
 	kindRename        commandKind = 24
+	kindForceRecover  commandKind = 25
 )
 
 // newCommand returns an empty command of a kind, nil if there is none.
@@ -144,6 +145,8 @@ func newCommand(k commandKind) Command {
 		return &SetLabels{}
 	case kindRename:
 		return &Rename{}
+	case kindForceRecover:
+		return &ForceRecover{}
 	}
 	return nil
 }

@@ -95,6 +95,7 @@ func (s *Segment) code(c *coder) {
 	u64(c, &s.LastCommit)
 	u64(c, &s.End)
 	c.bool(&s.Clean)
+	c.bool(&s.Salvaged)
 }
 
 func (r *Replica) code(c *coder) {
@@ -103,6 +104,7 @@ func (r *Replica) code(c *coder) {
 	enum(c, &r.Role, roles)
 	u64(c, &r.SinceEpoch)
 	u64(c, &r.Opened)
+	id(c, &r.Lineage)
 }
 
 func (h *EpochStart) code(c *coder) {
@@ -199,7 +201,6 @@ func (x *Activate) code(c *coder) {
 	u64(c, &x.S)
 	list(c, &x.ISR, func(c *coder, r *holdfast.ReplicaID) { id(c, r) })
 	c.bool(&x.Continuous)
-	c.bool(&x.Forced)
 }
 
 func (x *ShrinkISR) code(c *coder) {
@@ -264,3 +265,11 @@ func (x *ResizeVolume) code(c *coder) {
 
 func (x *SetLabels) code(c *coder) { id(c, &x.Volume); u64(c, &x.Revision); x.Labels.code(c) }
 func (x *Rename) code(c *coder)    { id(c, &x.Volume); c.str(&x.From); c.str(&x.To) }
+
+func (x *ForceRecover) code(c *coder) {
+	id(c, &x.Volume)
+	u64(c, &x.Expect)
+	list(c, &x.Choices, func(c *coder, e *SalvageChoice) { u32(c, &e.Index); id(c, &e.Replica) })
+	id(c, &x.Lineage)
+	u64(c, &x.Since)
+}

@@ -3,6 +3,7 @@ package state
 import (
 	"bytes"
 	"fmt"
+	"slices"
 	"testing"
 
 	"pgregory.net/rapid"
@@ -79,7 +80,7 @@ func (m *machine) replicaOf(s *Segment) holdfast.ReplicaID {
 func (m *machine) draw() Command {
 	vol, sid, seg := m.volume()
 	node := rapid.IntRange(0, len(m.nodes)-1).Draw(m.rt, "node")
-	commands := []int{0, 2, 3, 5, 8, 10, 12, 14, 15, 16, 17, 18, 19, 20, 21}
+	commands := []int{0, 2, 3, 5, 8, 10, 12, 14, 15, 16, 17, 18, 19, 20, 21, 22}
 	switch {
 	case vol.Phase == PhaseAttaching && m.chance(60, "go on"):
 		commands = []int{5}
@@ -129,7 +130,7 @@ func (m *machine) draw() Command {
 			}
 		}
 		return &Activate{Segment: sid, Epoch: off(m, vol.Epoch), S: off(m, seg.Floor()), ISR: isr,
-			Continuous: m.chance(70, "continuous"), Forced: m.chance(5, "forced")}
+			Continuous: m.chance(70, "continuous")}
 	case 8, 9:
 		return &ShrinkISR{Segment: sid, Epoch: off(m, vol.Epoch), ISRVersion: off(m, seg.ISRVersion), Replica: m.replicaOf(seg), Commit: off(m, seg.LastCommit) + 1}
 	case 10, 11:
@@ -164,6 +165,14 @@ func (m *machine) draw() Command {
 			return &DiskFailed{Disk: d.ID, OpenCount: off(m, d.OpenCount), Reason: "EIO"}
 		}
 		return &DiskOpen{Disk: d.ID, Node: m.nodes[node], Instance: m.instances[node], OpenCount: off(m, d.OpenCount+1), Size: 1 << 40, Free: 1 << 30}
+	case 22:
+		c := &ForceRecover{Volume: vol.ID, Expect: off(m, vol.Epoch), Lineage: newID[holdfast.LineageID](m.world)}
+		for i := range vol.Segments {
+			if m.chance(70, "choose") {
+				c.Choices = append(c.Choices, SalvageChoice{Index: uint32(i), Replica: m.replicaOf(&vol.Segments[i])})
+			}
+		}
+		return c
 	default:
 		if m.chance(4, "remove") {
 			return &NodeRemove{Node: m.nodes[node]}
@@ -174,6 +183,10 @@ func (m *machine) draw() Command {
 		n.Revision = off(m, have.Revision)
 		return &NodeUpdate{Node: n}
 	}
+}
+
+func (c *ForceRecover) chose(index uint32) bool {
+	return slices.ContainsFunc(c.Choices, func(s SalvageChoice) bool { return s.Index == index })
 }
 
 // compare checks what may never go backwards from one View to the next.
@@ -204,8 +217,8 @@ func (m *machine) compare(old, now *View, cmd Command) {
 		}
 		for i := range min(len(v.Segments), len(after.Segments)) {
 			a, b := &v.Segments[i], &after.Segments[i]
-			act, _ := cmd.(*Activate)
-			forced := act != nil && act.Forced
+			salvage, _ := cmd.(*ForceRecover)
+			forced := salvage != nil && salvage.chose(uint32(i))
 			if b.ISRVersion < a.ISRVersion || b.LayoutVersion < a.LayoutVersion || b.LastCommit < a.LastCommit && !forced || b.Floor() < a.Floor() && !forced {
 				bad("segment %v/%d went backwards:\n%+v\n%+v", v.ID, i, a, b)
 			}
@@ -214,7 +227,7 @@ func (m *machine) compare(old, now *View, cmd Command) {
 				if was == nil {
 					continue
 				}
-				if _, grow := cmd.(*GrowISR); r.Role == holdfast.RoleInSync && was.Role != holdfast.RoleInSync && !grow {
+				if _, grow := cmd.(*GrowISR); r.Role == holdfast.RoleInSync && was.Role != holdfast.RoleInSync && !grow && !forced {
 					bad("replica %v came into the in-sync set without GrowISR", r.ID)
 				}
 				if r.Opened < was.Opened {
@@ -277,7 +290,7 @@ func TestRulesHoldForAnyCommands(t *testing.T) {
 	})
 	// The drawing is worth something only if all of these come to pass.
 	for _, cmd := range []Command{&CreateVolume{}, &AttachBegin{}, &Activate{}, &ShrinkISR{}, &GrowISR{}, &Detach{}, &AddReplica{}, &RemoveReplica{},
-		&ReplicaGone{}, &DeleteVolume{}, &Rename{}, &StartSync{}, &ResizeVolume{}, &DiskFailed{}, &DiskOpen{}, &NodeUpdate{}, &NodeRemove{}} {
+		&ReplicaGone{}, &DeleteVolume{}, &Rename{}, &StartSync{}, &ResizeVolume{}, &DiskFailed{}, &DiskOpen{}, &NodeUpdate{}, &NodeRemove{}, &ForceRecover{}} {
 		if accepted[Name(cmd)] == 0 {
 			t.Errorf("no %s was ever accepted: the property says nothing of it", Name(cmd))
 		}

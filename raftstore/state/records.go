@@ -186,6 +186,9 @@ type Segment struct {
 	LastCommit    holdfast.Seq        // highest commit raft was told of
 	End           holdfast.Seq        // S_end of the last clean detach
 	Clean         bool                // nothing was written since End: tails >= End attach continuous
+	// Salvaged: an operator chose the one in-sync replica; the next activation
+	// starts wherever that ends, forced and lossy.
+	Salvaged bool
 }
 
 // Replica is one copy of a segment.
@@ -197,6 +200,8 @@ type Replica struct {
 	// Opened is the newest epoch whose OPEN this replica is known to have
 	// confirmed, or in which it was added empty.
 	Opened holdfast.Epoch
+	// Lineage is the volume's as the replica was made: its disk answers to it.
+	Lineage holdfast.LineageID
 }
 
 // EpochStart is one activated epoch of a segment.
@@ -213,7 +218,7 @@ type EpochFlags uint8
 const (
 	FlagContinuous EpochFlags = 1 << iota // no acknowledged write is missing
 	FlagLossy                             // sessions before it are void
-	FlagForced                            // an operator accepted a regression
+	FlagForced                            // the first of a salvaged segment: an operator accepted the loss
 
 	allFlags = FlagContinuous | FlagLossy | FlagForced
 )
@@ -248,8 +253,12 @@ func (s *Segment) Last() EpochStart {
 }
 
 // Floor is the seq below which no activation may start unless forced: the
-// highest of the last S, the clean end and the last known commit.
+// highest of the last S, the clean end and the last known commit. Nothing binds
+// a segment that was salvaged.
 func (s *Segment) Floor() holdfast.Seq {
+	if s.Salvaged {
+		return 0
+	}
 	return max(s.Last().Start, s.End, s.LastCommit)
 }
 
@@ -260,12 +269,12 @@ func (s *Segment) CountsAsEmpty(r Replica) bool {
 	return len(s.History) > 0 && r.Opened < s.History[0].Epoch
 }
 
-// EffectiveTail cuts a tail whose last entry is of epoch last at the start of
-// the first activated epoch after it (A3).
+// EffectiveTail cuts a tail whose last entry is of epoch last at the lowest start
+// of the activated epochs after it (A3): the first of them, but for a forced one.
 func (s *Segment) EffectiveTail(tail holdfast.Seq, last holdfast.Epoch) holdfast.Seq {
 	for _, h := range s.History {
 		if h.Epoch > last {
-			return min(tail, h.Start)
+			tail = min(tail, h.Start)
 		}
 	}
 	return tail

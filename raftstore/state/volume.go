@@ -130,7 +130,7 @@ func (t *View) addSegments(vol *Volume, placement []SegmentPlacement, opened hol
 			if err := t.checkPlace(&seg, vol.Options.Pool, r); err != nil {
 				return err
 			}
-			seg.Replicas = append(seg.Replicas, Replica{ID: r.Replica, Disk: r.Disk, Role: holdfast.RoleInSync, SinceEpoch: opened, Opened: opened})
+			seg.Replicas = append(seg.Replicas, Replica{ID: r.Replica, Disk: r.Disk, Role: holdfast.RoleInSync, SinceEpoch: opened, Opened: opened, Lineage: vol.Lineage})
 			t.putReplica(r.Replica, holdfast.SegmentID{Volume: vol.ID, Index: uint32(index)}, false)
 		}
 		vol.Segments = append(vol.Segments, seg)
@@ -160,7 +160,9 @@ func (t *View) checkPlace(seg *Segment, pool string, r ReplicaPlacement) error {
 		return err
 	}
 	for _, have := range seg.Replicas {
-		if d, ok := t.disks.get(have.Disk); ok && d.Node == disk.Node && have.Role != holdfast.RoleDeleting {
+		// What is abandoned or going away is no copy that could fail with another.
+		counts := have.Role != holdfast.RoleDeleting && have.Role != holdfast.RoleOrphan
+		if d, ok := t.disks.get(have.Disk); ok && d.Node == disk.Node && counts {
 			return holdfast.Errorf(holdfast.ErrRefused, "node %v has a replica of this segment already", disk.Node)
 		}
 	}
@@ -263,7 +265,7 @@ func (c *AddReplica) apply(t *View) (Result, error) {
 	if err := t.checkPlace(seg, vol.Options.Pool, ReplicaPlacement{c.Replica, c.Disk}); err != nil {
 		return Result{}, err
 	}
-	seg.Replicas = append(seg.Replicas, Replica{ID: c.Replica, Disk: c.Disk, Role: holdfast.RoleSyncing, SinceEpoch: vol.Epoch, Opened: vol.Epoch})
+	seg.Replicas = append(seg.Replicas, Replica{ID: c.Replica, Disk: c.Disk, Role: holdfast.RoleSyncing, SinceEpoch: vol.Epoch, Opened: vol.Epoch, Lineage: vol.Lineage})
 	seg.LayoutVersion++
 	t.putReplica(c.Replica, c.Segment, false)
 	t.putVolume(vol)

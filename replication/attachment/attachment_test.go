@@ -208,7 +208,7 @@ func TestWholeCopy(t *testing.T) {
 	id := holdfast.ReplicaID{0xaa, 9}
 	c.create(h, 0, id)
 	c.meta.mu.Lock()
-	c.meta.segments[0].replicas = append(c.meta.segments[0].replicas, coordinator.Replica{ID: id, Node: h.node, Role: holdfast.RoleSyncing})
+	c.meta.segments[0].replicas = append(c.meta.segments[0].replicas, coordinator.Replica{ID: id, Node: h.node, Role: holdfast.RoleSyncing, Lineage: testLineage})
 	c.meta.mu.Unlock()
 	c.grow(a, 0)
 	m.mutate(t, a, 200)

@@ -226,7 +226,7 @@ func newCluster(t testing.TB, hosts int, size, segmentSize int64) *cluster {
 		for n, h := range c.hosts {
 			id := holdfast.ReplicaID{0xaa, byte(n + 1), byte(i)}
 			c.create(h, i, id)
-			c.meta.segments[i].replicas = append(c.meta.segments[i].replicas, coordinator.Replica{ID: id, Node: h.node, Role: holdfast.RoleInSync})
+			c.meta.segments[i].replicas = append(c.meta.segments[i].replicas, coordinator.Replica{ID: id, Node: h.node, Role: holdfast.RoleInSync, Lineage: testLineage})
 		}
 	}
 	return c
@@ -252,7 +252,7 @@ func (c *cluster) replace(a *Attachment, i int, h *host) {
 	s := &c.meta.segments[0]
 	for j := range s.replicas {
 		if s.replicas[j].Node == c.hosts[i].node {
-			s.replicas[j] = coordinator.Replica{ID: id, Node: h.node, Role: holdfast.RoleSyncing}
+			s.replicas[j] = coordinator.Replica{ID: id, Node: h.node, Role: holdfast.RoleSyncing, Lineage: testLineage}
 		}
 	}
 	c.meta.mu.Unlock()
@@ -266,7 +266,7 @@ func (c *cluster) replace(a *Attachment, i int, h *host) {
 func (c *cluster) options(on *host) Options {
 	o := Options{
 		Cluster: testCluster, Node: on.node, Instance: holdfast.NewID[holdfast.InstanceID](),
-		Volume: testVolume, Lineage: testLineage, Size: c.size, SegmentSize: c.segmentSize, Copies: len(c.hosts),
+		Volume: testVolume, Size: c.size, SegmentSize: c.segmentSize, Copies: len(c.hosts),
 		Session: holdfast.NewID[holdfast.SessionID](), Meta: c.meta, Local: on.server, Limits: testLimits, Logger: testLogger(c.t),
 		Dial: c.dial,
 		Gone: func(n holdfast.NodeID) bool { return c.down(n) },

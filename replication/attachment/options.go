@@ -68,6 +68,8 @@ type Segment struct {
 	Floor holdfast.Seq
 	// End is the seq of the clean detach; only with Options.Detached.
 	End holdfast.Seq
+	// Salvaged: see coordinator.Options.
+	Salvaged bool
 }
 
 // Policy says what writes do when copies or raft are missing; see the fields of
@@ -85,7 +87,6 @@ type Options struct {
 	Level    holdfast.ClusterLevel
 
 	Volume      holdfast.VolumeID
-	Lineage     holdfast.LineageID
 	Size        int64 // bytes, a multiple of holdfast.BlockSize
 	SegmentSize int64 // bytes; zero: holdfast.DefaultSegmentSize
 	Copies      int   // replicas the volume was made with

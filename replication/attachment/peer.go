@@ -85,7 +85,7 @@ func (s *segment) connect(a coordinator.Connect) {
 	go func() {
 		defer s.running.Done()
 		defer stop()
-		s.dial(ctx, p, a.Node)
+		s.dial(ctx, p, a)
 	}()
 }
 
@@ -99,17 +99,17 @@ func (s *segment) peer(id holdfast.ReplicaID) *peer {
 }
 
 // dial tries until it is connected or taken back.
-func (s *segment) dial(ctx context.Context, p *peer, node holdfast.NodeID) {
+func (s *segment) dial(ctx context.Context, p *peer, to coordinator.Connect) {
 	pause := minDialPause
 	for {
-		err := s.dialOnce(ctx, p, node)
+		err := s.dialOnce(ctx, p, to.Node, to.Lineage)
 		if err == nil || ctx.Err() != nil {
 			return
 		}
 		s.mu.Lock()
 		p.lastError = err.Error()
 		s.mu.Unlock()
-		s.logger.Debug("no session", "replica", p.id, "node", node, "error", err)
+		s.logger.Debug("no session", "replica", p.id, "node", to.Node, "error", err)
 		select {
 		case <-time.After(pause):
 		case <-ctx.Done():
@@ -119,13 +119,13 @@ func (s *segment) dial(ctx context.Context, p *peer, node holdfast.NodeID) {
 	}
 }
 
-func (s *segment) dialOnce(ctx context.Context, p *peer, node holdfast.NodeID) error {
+func (s *segment) dialOnce(ctx context.Context, p *peer, node holdfast.NodeID, lineage holdfast.LineageID) error {
 	ctx, cancel := context.WithTimeout(ctx, dialTime)
 	defer cancel()
 	o := &s.a.o
 	hello := &wire.Hello{
 		Level: o.Level, Cluster: o.Cluster, From: o.Node, To: node, Instance: o.Instance,
-		Segment: s.id, Replica: p.id, Lineage: o.Lineage, Session: o.Session,
+		Segment: s.id, Replica: p.id, Lineage: lineage, Session: o.Session,
 	}
 	c := &conn{seg: s, peer: p, over: make(chan struct{}), room: make(chan struct{}, 1), calls: map[wire.RequestID]*call{}}
 	if node == o.Node && o.Local != nil {

@@ -33,9 +33,10 @@ type Start struct {
 
 // Replica is what raft says of one copy.
 type Replica struct {
-	ID   holdfast.ReplicaID
-	Node holdfast.NodeID
-	Role holdfast.ReplicaRole
+	ID      holdfast.ReplicaID
+	Node    holdfast.NodeID
+	Role    holdfast.ReplicaRole
+	Lineage holdfast.LineageID // what its disk answers to; for the edge only
 }
 
 // Options are what a Core starts from: the applied result of AttachBegin.
@@ -58,6 +59,9 @@ type Options struct {
 	// Detached: the volume was cleanly detached, at End.
 	Detached bool
 	End      holdfast.Seq
+	// Salvaged: an operator chose the one in-sync replica. The start is lossy,
+	// whatever that says of itself.
+	Salvaged bool
 	// AcceptLoss: the operator allows a lossy start at once.
 	AcceptLoss bool
 
@@ -301,6 +305,7 @@ type (
 	Connect struct {
 		Replica holdfast.ReplicaID
 		Node    holdfast.NodeID
+		Lineage holdfast.LineageID
 	}
 	// Disconnect takes a Connect back.
 	Disconnect struct{ Replica holdfast.ReplicaID }
@@ -477,8 +482,8 @@ type (
 	}
 	// EndSession is the last action: every request has been completed, every
 	// connection is to be closed, nothing may be sent any more. Err is
-	// ErrFenced, ErrIntegrity (REPLICA_REGRESSION, METADATA_REGRESSION, or the
-	// writer's own memory), or what Stop gave; nil after Detached.
+	// ErrFenced, ErrIntegrity (REPLICA_REGRESSION, METADATA_REGRESSION,
+	// NO_IN_SYNC_REPLICA, or the writer's own memory), or what Stop gave; nil after Detached.
 	EndSession struct {
 		Reason EndReason
 		Err    error
@@ -509,6 +514,7 @@ type EndReason string
 const (
 	EndFenced             EndReason = "fenced"              // a higher epoch exists
 	EndReplicaRegression  EndReason = "replica-regression"  // copies hold less than raft knows was durable
+	EndNoInSync           EndReason = "no-in-sync"          // every in-sync copy answered that its log is damaged
 	EndMetadataRegression EndReason = "metadata-regression" // copies know a higher epoch than raft
 	EndBadMemory          EndReason = "bad-memory"          // two members refused one op's checksum
 	EndChanged            EndReason = "changed"             // the in-sync set changed during the attach: attach again, with a new epoch

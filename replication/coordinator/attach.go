@@ -2,9 +2,10 @@ package coordinator
 
 import "github.com/holdfast-storage/holdfast"
 
-// effective returns i's tail cut at the start of the first activated epoch
+// effective returns i's tail cut at the lowest start of the activated epochs
 // above the epoch of its last entry (A3): what lies behind that start was
-// written by a writer that had lost already.
+// written by a writer that had lost already. That is the first of those starts,
+// unless one was forced after a salvage.
 func (c *Core) effective(st Status) holdfast.Seq {
 	if Mutant == "no_epoch_history" {
 		return st.Tail
@@ -12,12 +13,13 @@ func (c *Core) effective(st Status) holdfast.Seq {
 	if c.opt.HistoryPruned && len(c.history) > 0 && st.TailEpoch < c.history[0].Epoch {
 		return 0
 	}
+	tail := st.Tail
 	for _, h := range c.history {
 		if h.Epoch > st.TailEpoch {
-			return min(st.Tail, h.S)
+			tail = min(tail, h.S)
 		}
 	}
-	return st.Tail
+	return tail
 }
 
 // floor is the seq below which no activation may fall.
@@ -65,7 +67,7 @@ func (m *member) sound() bool {
 
 // decide chooses S (A3, A4).
 func (c *Core) decide() {
-	intact, sound, regressed := 0, 0, 0
+	intact, sound, regressed, useless := 0, 0, 0, 0
 	all, allNotIntact := true, true // of the in-sync set: answered or gone; answered and not intact
 	for _, m := range c.members {
 		if !m.inISR {
@@ -76,8 +78,11 @@ func (c *Core) decide() {
 			all = all && m.gone
 			continue
 		}
-		if m.regressed {
+		switch {
+		case m.regressed:
 			regressed++
+		case m.status.Damaged || m.status.Syncing:
+			useless++
 		}
 		if c.vouches(m) {
 			allNotIntact = false
@@ -104,13 +109,15 @@ func (c *Core) decide() {
 		}
 	case regressed > 0 && (allNotIntact || waited >= c.lim.LossyWait):
 		c.end(EndReplicaRegression, nil)
+	case useless > 0 && useless == c.inSyncCount():
+		c.end(EndNoInSync, nil)
 	}
 }
 
 // vouches says whether m lost nothing it acknowledged: it is intact, or the
-// volume was detached cleanly and m holds all of it.
+// volume was detached cleanly and m holds all of it. After a salvage nobody can.
 func (c *Core) vouches(m *member) bool {
-	return !m.status.Damaged && !m.status.Syncing && !m.regressed && (m.status.Intact || c.opt.Detached)
+	return !c.opt.Salvaged && !m.status.Damaged && !m.status.Syncing && !m.regressed && (m.status.Intact || c.opt.Detached)
 }
 
 func (c *Core) choose(continuous bool) {

@@ -10,7 +10,7 @@ import (
 func activeCore(b *testing.B) *Core {
 	o := Options{Epoch: 3, ISRVersion: 1, Copies: 3, Node: nod("1")}
 	for i, n := range []string{"a", "b", "c"} {
-		o.Replicas = append(o.Replicas, Replica{rep(n), nod(string(rune('1' + i))), holdfast.RoleInSync})
+		o.Replicas = append(o.Replicas, Replica{ID: rep(n), Node: nod(string(rune('1' + i))), Role: holdfast.RoleInSync})
 	}
 	c := New(o)
 	c.Start()

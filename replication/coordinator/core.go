@@ -350,7 +350,10 @@ func (c *Core) endError(reason EndReason) error {
 		return holdfast.Errorf(holdfast.ErrFenced, "epoch %d was fenced by epoch %d", c.opt.Epoch, c.sawHigher)
 	case EndReplicaRegression:
 		return holdfast.Errorf(holdfast.ErrIntegrity, "REPLICA_REGRESSION: the in-sync replicas hold less than seq %d, which was durable", c.floor()).
-			WithRemedy("look for a rolled-back or exchanged disk")
+			WithRemedy("look for a rolled-back or exchanged disk; what is left can be had with holdfast volume salvage")
+	case EndNoInSync:
+		return holdfast.Errorf(holdfast.ErrIntegrity, "NO_IN_SYNC_REPLICA: the log of every in-sync replica is damaged").
+			WithRemedy("holdfast volume salvage lists what else there is")
 	case EndMetadataRegression:
 		return holdfast.Errorf(holdfast.ErrIntegrity, "METADATA_REGRESSION: epoch %d was given, the metadata knows only %d", c.sawHigher, c.metaEpoch).
 			WithRemedy("the metadata went backwards: restore a newer backup, or rebuild the record from the replicas")

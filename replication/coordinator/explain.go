@@ -15,11 +15,16 @@ func (c *Core) Explain() []Wait {
 	case PhaseEnded:
 		return nil
 	case PhaseFencing:
+		if c.nobodyLeft() {
+			add(c.attachAt, "NO_IN_SYNC_REPLICA: every in-sync replica is on a node that is gone, or damaged; see holdfast volume salvage for what else there is")
+		}
 		for _, m := range c.members {
 			if m.inISR && !m.answered {
 				add(c.attachAt, "the answer of in-sync replica %v on node %v (%s%s)", m.ID, m.Node, linkNames[m.link], goneText(m))
 			}
-			if m.inISR && m.answered && !c.vouches(m) {
+			if m.inISR && m.answered && m.status.Damaged {
+				add(c.attachAt, "another in-sync replica: the log of %v is damaged", m.ID)
+			} else if m.inISR && m.answered && !c.vouches(m) {
 				add(c.attachAt, "an intact answer: replica %v holds %d but may have lost acknowledged writes", m.ID, m.eff)
 			}
 		}
@@ -43,6 +48,16 @@ func (c *Core) Explain() []Wait {
 		c.explainData(add)
 	}
 	return w
+}
+
+// nobodyLeft says whether no in-sync member could carry S as things stand.
+func (c *Core) nobodyLeft() bool {
+	for _, m := range c.members {
+		if m.inISR && (m.answered && !m.status.Damaged && !m.status.Syncing || !m.answered && !m.gone) {
+			return false
+		}
+	}
+	return true
 }
 
 func goneText(m *member) string {

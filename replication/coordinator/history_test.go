@@ -279,7 +279,7 @@ func (h *history) replicas(words []string) []Replica {
 		if role == "" {
 			role = string(holdfast.RoleInSync)
 		}
-		out = append(out, Replica{rep(id), nod(node), holdfast.ReplicaRole(role)})
+		out = append(out, Replica{ID: rep(id), Node: nod(node), Role: holdfast.ReplicaRole(role)})
 	}
 	return out
 }
@@ -315,6 +315,8 @@ func (h *history) create(pos []string, kv map[string]string) []string {
 			o.Limits.WindowOps = int(h.num(v))
 		case "pings-only":
 			o.PingsOnly = true
+		case "salvaged":
+			o.Salvaged = true
 		case "accept-loss":
 			o.AcceptLoss = true
 		case "pruned":

@@ -181,7 +181,7 @@ func (c *Core) connect(m *member) {
 		return
 	}
 	m.link = linkDialing
-	c.do(Connect{Replica: m.ID, Node: m.Node})
+	c.do(Connect{Replica: m.ID, Node: m.Node, Lineage: m.Lineage})
 }
 
 func (c *Core) onLinkUp(e LinkUp) {

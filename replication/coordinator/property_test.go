@@ -150,7 +150,7 @@ func TestMadhouse(t *testing.T) {
 			if i > 0 && rapid.Bool().Draw(t, "stale") {
 				role = holdfast.RoleStale
 			}
-			o.Replicas = append(o.Replicas, Replica{rep(n), nod(string(rune('1' + i))), role})
+			o.Replicas = append(o.Replicas, Replica{ID: rep(n), Node: nod(string(rune('1' + i))), Role: role})
 		}
 		m := &madhouse{t: t, c: New(o), asked: map[OpID]int{}, conns: map[string]Conn{}, acks: map[string]holdfast.Seq{}, writes: map[OpID]holdfast.Seq{}}
 		for _, a := range m.c.Start() {

@@ -257,7 +257,7 @@ const endOldWait = 2 * time.Second
 // endOld ends a session whose epoch raft knows to be over: it may not have noticed
 // yet, and must not be handed out again. Without a quorum nothing is known to be over.
 func (a *Attachments) endOld(ctx context.Context, h *held, id holdfast.VolumeID) {
-	att := h.active()
+	att, epoch := h.activeIn()
 	if att == nil {
 		return
 	}
@@ -267,23 +267,31 @@ func (a *Attachments) endOld(ctx context.Context, h *held, id holdfast.VolumeID)
 	if err != nil {
 		return
 	}
-	h.mu.Lock()
-	epoch := h.epoch
-	h.mu.Unlock()
 	if v, ok := view.Volume(id); ok && v.Epoch > epoch {
-		a.o.Logger.Warn("a session that was taken over is ended", "volume", v.Name, "epoch", uint64(epoch), "now", uint64(v.Epoch))
-		att.Close()
+		a.endOver(att, v, epoch)
 	}
+}
+
+// endOver ends a session of an epoch that is over.
+func (a *Attachments) endOver(att *attachment.Attachment, v *state.Volume, epoch holdfast.Epoch) {
+	a.o.Logger.Warn("a session that was taken over is ended", "volume", v.Name, "epoch", uint64(epoch), "now", uint64(v.Epoch))
+	att.Close()
 }
 
 // active returns the running attachment, nil if there is none.
 func (h *held) active() *attachment.Attachment {
+	att, _ := h.activeIn()
+	return att
+}
+
+// activeIn is active, with the attachment's epoch.
+func (h *held) activeIn() (*attachment.Attachment, holdfast.Epoch) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	if h.att == nil || h.att.Err() != nil {
-		return nil
+		return nil, 0
 	}
-	return h.att
+	return h.att, h.epoch
 }
 
 func (h *held) wait(o AttachOptions, what string) {
@@ -382,7 +390,7 @@ func waitsOf(s attachment.Status) string {
 func (a *Attachments) attachmentOptions(v *state.Volume, before *state.Volume) attachment.Options {
 	o := attachment.Options{
 		Cluster: a.o.ID, Node: a.o.Node, Instance: a.o.Instance, Level: a.o.Cluster.View().Cluster().Level,
-		Volume: v.ID, Lineage: v.Lineage, Size: v.Size, SegmentSize: v.Options.SegmentSize,
+		Volume: v.ID, Size: v.Size, SegmentSize: v.Options.SegmentSize,
 		Copies: v.Options.Replicas, Ack: v.Options.AckMode, Policy: policy(v), PingsOnly: v.Options.PingsOnly,
 		Epoch: v.Epoch, Session: v.Session, Detached: before.Phase == state.PhaseDetached,
 		Meta: meta{a.o.Cluster}, Dial: a.dial, Gone: a.o.Cluster.Gone, Local: a.o.Serve, Memory: a.memory,
@@ -390,7 +398,7 @@ func (a *Attachments) attachmentOptions(v *state.Volume, before *state.Volume) a
 	}
 	for i := range v.Segments {
 		s := &v.Segments[i]
-		seg := attachment.Segment{ISRVersion: s.ISRVersion, Replicas: a.replicas(s), Floor: s.Floor(), End: s.End,
+		seg := attachment.Segment{ISRVersion: s.ISRVersion, Replicas: a.replicas(s), Floor: s.Floor(), End: s.End, Salvaged: s.Salvaged,
 			HistoryPruned: len(s.History) >= state.MaxHistory}
 		for _, e := range s.History {
 			seg.History = append(seg.History, coordinator.Start{Epoch: e.Epoch, S: e.Start})
@@ -413,7 +421,7 @@ func (a *Attachments) replicas(s *state.Segment) []coordinator.Replica {
 	list := make([]coordinator.Replica, 0, len(s.Replicas))
 	for _, r := range s.Replicas {
 		if d, ok := view.Disk(r.Disk); ok {
-			list = append(list, coordinator.Replica{ID: r.ID, Node: d.Node, Role: r.Role})
+			list = append(list, coordinator.Replica{ID: r.ID, Node: d.Node, Role: r.Role, Lineage: r.Lineage})
 		}
 	}
 	return list

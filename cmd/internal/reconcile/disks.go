@@ -208,7 +208,7 @@ func (d *Disks) reconcile(ctx context.Context, id holdfast.DiskID) error {
 				_, err = d.o.Cluster.Propose(ctx, &state.ReplicaGone{Replica: p.Replica.ID})
 			}
 		} else if _, have := od.Replica(p.Replica.ID); !have {
-			err = d.o.Serve.CreateReplica(id, disk.ReplicaDesc{Segment: p.Segment, Replica: p.Replica.ID, Lineage: p.Volume.Lineage, Size: p.Size})
+			err = d.o.Serve.CreateReplica(id, disk.ReplicaDesc{Segment: p.Segment, Replica: p.Replica.ID, Lineage: p.Replica.Lineage, Size: p.Size})
 		}
 		if err != nil {
 			errs = append(errs, fmt.Errorf("replica %v of volume %s: %w", p.Replica.ID, p.Volume.Name, err))

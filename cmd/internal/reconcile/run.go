@@ -38,7 +38,13 @@ func (a *Attachments) tellVolume(id holdfast.VolumeID, v *state.Volume) {
 	a.mu.Lock()
 	h := a.held[id]
 	a.mu.Unlock()
-	if att := h.active(); att != nil {
+	if att, epoch := h.activeIn(); att != nil {
+		if v.Epoch > epoch {
+			// Its replicas may never tell it: those that a salvage abandoned
+			// are asked by nobody.
+			a.wg.Go(func() { a.endOver(att, v, epoch) })
+			return
+		}
 		att.SetPolicy(policy(v))
 		for i := range v.Segments {
 			att.UpdateReplicas(uint32(i), a.replicas(&v.Segments[i]))

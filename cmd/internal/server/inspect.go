@@ -183,14 +183,15 @@ func (s *Server) used(v *state.Volume) int64 {
 }
 
 func (s *Server) replica(view *state.View, held reconcile.Held, segment int, r state.Replica) *apipb.Replica {
-	out := &apipb.Replica{Id: r.ID.String(), Segment: uint32(segment), Node: s.diskNode(view, r.Disk), Disk: r.Disk.String(), State: string(r.Role)}
+	out := &apipb.Replica{Id: r.ID.String(), Segment: uint32(segment), Node: s.diskNode(view, r.Disk), Disk: r.Disk.String(), State: string(r.Role), SinceEpoch: uint64(r.SinceEpoch)}
 	if d, ok := view.Disk(r.Disk); ok {
 		if n, ok := view.Node(d.Node); ok {
 			out.Address = n.Addresses.Data
 		}
 	}
 	if status, ok := s.o.Serve.Replica(r.ID); ok {
-		out.Tail, out.Durable = uint64(status.Core.Tail), uint64(status.Core.Dur)
+		out.Tail, out.Durable, out.TailEpoch = uint64(status.Core.Tail), uint64(status.Core.Dur), uint64(status.Core.TailEpoch)
+		out.Served, out.Damaged, out.Partial = true, status.Core.Damaged || status.Failed != nil, status.Core.Syncing
 	}
 	if segment >= len(held.Status.Segments) {
 		return out

@@ -491,7 +491,12 @@ type Replica struct {
 	Tail          uint64                 `protobuf:"varint,6,opt,name=tail,proto3" json:"tail,omitempty"`
 	Durable       uint64                 `protobuf:"varint,7,opt,name=durable,proto3" json:"durable,omitempty"`
 	BytesToSync   int64                  `protobuf:"varint,8,opt,name=bytes_to_sync,json=bytesToSync,proto3" json:"bytes_to_sync,omitempty"`
-	Address       string                 `protobuf:"bytes,9,opt,name=address,proto3" json:"address,omitempty"` // the node's data address
+	Address       string                 `protobuf:"bytes,9,opt,name=address,proto3" json:"address,omitempty"`                           // the node's data address
+	SinceEpoch    uint64                 `protobuf:"varint,10,opt,name=since_epoch,json=sinceEpoch,proto3" json:"since_epoch,omitempty"` // in which it came to its state
+	TailEpoch     uint64                 `protobuf:"varint,11,opt,name=tail_epoch,json=tailEpoch,proto3" json:"tail_epoch,omitempty"`    // of its last entry, where its node answers
+	Damaged       bool                   `protobuf:"varint,12,opt,name=damaged,proto3" json:"damaged,omitempty"`                         // a record of its log is bad
+	Partial       bool                   `protobuf:"varint,13,opt,name=partial,proto3" json:"partial,omitempty"`                         // it is being filled and holds no one state
+	Served        bool                   `protobuf:"varint,14,opt,name=served,proto3" json:"served,omitempty"`                           // by the node that answers
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -589,6 +594,272 @@ func (x *Replica) GetAddress() string {
 	return ""
 }
 
+func (x *Replica) GetSinceEpoch() uint64 {
+	if x != nil {
+		return x.SinceEpoch
+	}
+	return 0
+}
+
+func (x *Replica) GetTailEpoch() uint64 {
+	if x != nil {
+		return x.TailEpoch
+	}
+	return 0
+}
+
+func (x *Replica) GetDamaged() bool {
+	if x != nil {
+		return x.Damaged
+	}
+	return false
+}
+
+func (x *Replica) GetPartial() bool {
+	if x != nil {
+		return x.Partial
+	}
+	return false
+}
+
+func (x *Replica) GetServed() bool {
+	if x != nil {
+		return x.Served
+	}
+	return false
+}
+
+type SalvageRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Name  string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	// Names or ids of nodes, or ids of replicas. None: only say what there is.
+	Replicas   []string `protobuf:"bytes,2,rep,name=replicas,proto3" json:"replicas,omitempty"`
+	AcceptLoss bool     `protobuf:"varint,3,opt,name=accept_loss,json=acceptLoss,proto3" json:"accept_loss,omitempty"`
+	// Although the holder is alive, or an in-sync replica can be had.
+	Force bool `protobuf:"varint,4,opt,name=force,proto3" json:"force,omitempty"`
+	// Instead: delete the replicas that earlier salvages abandoned.
+	DropOrphans   bool `protobuf:"varint,5,opt,name=drop_orphans,json=dropOrphans,proto3" json:"drop_orphans,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SalvageRequest) Reset() {
+	*x = SalvageRequest{}
+	mi := &file_api_proto_msgTypes[7]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SalvageRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SalvageRequest) ProtoMessage() {}
+
+func (x *SalvageRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_api_proto_msgTypes[7]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SalvageRequest.ProtoReflect.Descriptor instead.
+func (*SalvageRequest) Descriptor() ([]byte, []int) {
+	return file_api_proto_rawDescGZIP(), []int{7}
+}
+
+func (x *SalvageRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *SalvageRequest) GetReplicas() []string {
+	if x != nil {
+		return x.Replicas
+	}
+	return nil
+}
+
+func (x *SalvageRequest) GetAcceptLoss() bool {
+	if x != nil {
+		return x.AcceptLoss
+	}
+	return false
+}
+
+func (x *SalvageRequest) GetForce() bool {
+	if x != nil {
+		return x.Force
+	}
+	return false
+}
+
+func (x *SalvageRequest) GetDropOrphans() bool {
+	if x != nil {
+		return x.DropOrphans
+	}
+	return false
+}
+
+type Salvage struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Candidates    []*SalvageCandidate    `protobuf:"bytes,1,rep,name=candidates,proto3" json:"candidates,omitempty"` // segments in order
+	Done          bool                   `protobuf:"varint,2,opt,name=done,proto3" json:"done,omitempty"`
+	Epoch         uint64                 `protobuf:"varint,3,opt,name=epoch,proto3" json:"epoch,omitempty"`            // after it
+	Missing       []uint32               `protobuf:"varint,4,rep,packed,name=missing,proto3" json:"missing,omitempty"` // segments for which no in-sync replica can be had now
+	Dropped       int32                  `protobuf:"varint,5,opt,name=dropped,proto3" json:"dropped,omitempty"`        // orphans that are being deleted
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Salvage) Reset() {
+	*x = Salvage{}
+	mi := &file_api_proto_msgTypes[8]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Salvage) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Salvage) ProtoMessage() {}
+
+func (x *Salvage) ProtoReflect() protoreflect.Message {
+	mi := &file_api_proto_msgTypes[8]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Salvage.ProtoReflect.Descriptor instead.
+func (*Salvage) Descriptor() ([]byte, []int) {
+	return file_api_proto_rawDescGZIP(), []int{8}
+}
+
+func (x *Salvage) GetCandidates() []*SalvageCandidate {
+	if x != nil {
+		return x.Candidates
+	}
+	return nil
+}
+
+func (x *Salvage) GetDone() bool {
+	if x != nil {
+		return x.Done
+	}
+	return false
+}
+
+func (x *Salvage) GetEpoch() uint64 {
+	if x != nil {
+		return x.Epoch
+	}
+	return 0
+}
+
+func (x *Salvage) GetMissing() []uint32 {
+	if x != nil {
+		return x.Missing
+	}
+	return nil
+}
+
+func (x *Salvage) GetDropped() int32 {
+	if x != nil {
+		return x.Dropped
+	}
+	return 0
+}
+
+type SalvageCandidate struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Replica       *Replica               `protobuf:"bytes,1,opt,name=replica,proto3" json:"replica,omitempty"`
+	Answers       string                 `protobuf:"bytes,2,opt,name=answers,proto3" json:"answers,omitempty"` // yes, or why not
+	Usable        bool                   `protobuf:"varint,3,opt,name=usable,proto3" json:"usable,omitempty"`  // answers and holds one state of the segment
+	Chosen        bool                   `protobuf:"varint,4,opt,name=chosen,proto3" json:"chosen,omitempty"`
+	Committed     uint64                 `protobuf:"varint,5,opt,name=committed,proto3" json:"committed,omitempty"` // what raft knows to be committed in the segment
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SalvageCandidate) Reset() {
+	*x = SalvageCandidate{}
+	mi := &file_api_proto_msgTypes[9]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SalvageCandidate) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SalvageCandidate) ProtoMessage() {}
+
+func (x *SalvageCandidate) ProtoReflect() protoreflect.Message {
+	mi := &file_api_proto_msgTypes[9]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SalvageCandidate.ProtoReflect.Descriptor instead.
+func (*SalvageCandidate) Descriptor() ([]byte, []int) {
+	return file_api_proto_rawDescGZIP(), []int{9}
+}
+
+func (x *SalvageCandidate) GetReplica() *Replica {
+	if x != nil {
+		return x.Replica
+	}
+	return nil
+}
+
+func (x *SalvageCandidate) GetAnswers() string {
+	if x != nil {
+		return x.Answers
+	}
+	return ""
+}
+
+func (x *SalvageCandidate) GetUsable() bool {
+	if x != nil {
+		return x.Usable
+	}
+	return false
+}
+
+func (x *SalvageCandidate) GetChosen() bool {
+	if x != nil {
+		return x.Chosen
+	}
+	return false
+}
+
+func (x *SalvageCandidate) GetCommitted() uint64 {
+	if x != nil {
+		return x.Committed
+	}
+	return 0
+}
+
 type AttachVolumeRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
@@ -601,7 +872,7 @@ type AttachVolumeRequest struct {
 
 func (x *AttachVolumeRequest) Reset() {
 	*x = AttachVolumeRequest{}
-	mi := &file_api_proto_msgTypes[7]
+	mi := &file_api_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -613,7 +884,7 @@ func (x *AttachVolumeRequest) String() string {
 func (*AttachVolumeRequest) ProtoMessage() {}
 
 func (x *AttachVolumeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_proto_msgTypes[7]
+	mi := &file_api_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -626,7 +897,7 @@ func (x *AttachVolumeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AttachVolumeRequest.ProtoReflect.Descriptor instead.
 func (*AttachVolumeRequest) Descriptor() ([]byte, []int) {
-	return file_api_proto_rawDescGZIP(), []int{7}
+	return file_api_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *AttachVolumeRequest) GetName() string {
@@ -667,7 +938,7 @@ type AttachProgress struct {
 
 func (x *AttachProgress) Reset() {
 	*x = AttachProgress{}
-	mi := &file_api_proto_msgTypes[8]
+	mi := &file_api_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -679,7 +950,7 @@ func (x *AttachProgress) String() string {
 func (*AttachProgress) ProtoMessage() {}
 
 func (x *AttachProgress) ProtoReflect() protoreflect.Message {
-	mi := &file_api_proto_msgTypes[8]
+	mi := &file_api_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -692,7 +963,7 @@ func (x *AttachProgress) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AttachProgress.ProtoReflect.Descriptor instead.
 func (*AttachProgress) Descriptor() ([]byte, []int) {
-	return file_api_proto_rawDescGZIP(), []int{8}
+	return file_api_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *AttachProgress) GetWaiting() string {
@@ -722,7 +993,7 @@ type Attachment struct {
 
 func (x *Attachment) Reset() {
 	*x = Attachment{}
-	mi := &file_api_proto_msgTypes[9]
+	mi := &file_api_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -734,7 +1005,7 @@ func (x *Attachment) String() string {
 func (*Attachment) ProtoMessage() {}
 
 func (x *Attachment) ProtoReflect() protoreflect.Message {
-	mi := &file_api_proto_msgTypes[9]
+	mi := &file_api_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -747,7 +1018,7 @@ func (x *Attachment) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Attachment.ProtoReflect.Descriptor instead.
 func (*Attachment) Descriptor() ([]byte, []int) {
-	return file_api_proto_rawDescGZIP(), []int{9}
+	return file_api_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *Attachment) GetVolume() string {
@@ -795,7 +1066,7 @@ type DetachVolumeRequest struct {
 
 func (x *DetachVolumeRequest) Reset() {
 	*x = DetachVolumeRequest{}
-	mi := &file_api_proto_msgTypes[10]
+	mi := &file_api_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -807,7 +1078,7 @@ func (x *DetachVolumeRequest) String() string {
 func (*DetachVolumeRequest) ProtoMessage() {}
 
 func (x *DetachVolumeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_proto_msgTypes[10]
+	mi := &file_api_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -820,7 +1091,7 @@ func (x *DetachVolumeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DetachVolumeRequest.ProtoReflect.Descriptor instead.
 func (*DetachVolumeRequest) Descriptor() ([]byte, []int) {
-	return file_api_proto_rawDescGZIP(), []int{10}
+	return file_api_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *DetachVolumeRequest) GetName() string {
@@ -846,7 +1117,7 @@ type DetachVolumeResponse struct {
 
 func (x *DetachVolumeResponse) Reset() {
 	*x = DetachVolumeResponse{}
-	mi := &file_api_proto_msgTypes[11]
+	mi := &file_api_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -858,7 +1129,7 @@ func (x *DetachVolumeResponse) String() string {
 func (*DetachVolumeResponse) ProtoMessage() {}
 
 func (x *DetachVolumeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_proto_msgTypes[11]
+	mi := &file_api_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -871,7 +1142,7 @@ func (x *DetachVolumeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DetachVolumeResponse.ProtoReflect.Descriptor instead.
 func (*DetachVolumeResponse) Descriptor() ([]byte, []int) {
-	return file_api_proto_rawDescGZIP(), []int{11}
+	return file_api_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *DetachVolumeResponse) GetNode() string {
@@ -893,7 +1164,7 @@ type Explanation struct {
 
 func (x *Explanation) Reset() {
 	*x = Explanation{}
-	mi := &file_api_proto_msgTypes[12]
+	mi := &file_api_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -905,7 +1176,7 @@ func (x *Explanation) String() string {
 func (*Explanation) ProtoMessage() {}
 
 func (x *Explanation) ProtoReflect() protoreflect.Message {
-	mi := &file_api_proto_msgTypes[12]
+	mi := &file_api_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -918,7 +1189,7 @@ func (x *Explanation) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Explanation.ProtoReflect.Descriptor instead.
 func (*Explanation) Descriptor() ([]byte, []int) {
-	return file_api_proto_rawDescGZIP(), []int{12}
+	return file_api_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *Explanation) GetVolume() *Volume {
@@ -961,7 +1232,7 @@ type WaitReason struct {
 
 func (x *WaitReason) Reset() {
 	*x = WaitReason{}
-	mi := &file_api_proto_msgTypes[13]
+	mi := &file_api_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -973,7 +1244,7 @@ func (x *WaitReason) String() string {
 func (*WaitReason) ProtoMessage() {}
 
 func (x *WaitReason) ProtoReflect() protoreflect.Message {
-	mi := &file_api_proto_msgTypes[13]
+	mi := &file_api_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -986,7 +1257,7 @@ func (x *WaitReason) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WaitReason.ProtoReflect.Descriptor instead.
 func (*WaitReason) Descriptor() ([]byte, []int) {
-	return file_api_proto_rawDescGZIP(), []int{13}
+	return file_api_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *WaitReason) GetSegment() uint32 {
@@ -1026,7 +1297,7 @@ type NodeRequest struct {
 
 func (x *NodeRequest) Reset() {
 	*x = NodeRequest{}
-	mi := &file_api_proto_msgTypes[14]
+	mi := &file_api_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1038,7 +1309,7 @@ func (x *NodeRequest) String() string {
 func (*NodeRequest) ProtoMessage() {}
 
 func (x *NodeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_proto_msgTypes[14]
+	mi := &file_api_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1051,7 +1322,7 @@ func (x *NodeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodeRequest.ProtoReflect.Descriptor instead.
 func (*NodeRequest) Descriptor() ([]byte, []int) {
-	return file_api_proto_rawDescGZIP(), []int{14}
+	return file_api_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *NodeRequest) GetName() string {
@@ -1069,7 +1340,7 @@ type ListNodesRequest struct {
 
 func (x *ListNodesRequest) Reset() {
 	*x = ListNodesRequest{}
-	mi := &file_api_proto_msgTypes[15]
+	mi := &file_api_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1081,7 +1352,7 @@ func (x *ListNodesRequest) String() string {
 func (*ListNodesRequest) ProtoMessage() {}
 
 func (x *ListNodesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_proto_msgTypes[15]
+	mi := &file_api_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1094,7 +1365,7 @@ func (x *ListNodesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListNodesRequest.ProtoReflect.Descriptor instead.
 func (*ListNodesRequest) Descriptor() ([]byte, []int) {
-	return file_api_proto_rawDescGZIP(), []int{15}
+	return file_api_proto_rawDescGZIP(), []int{18}
 }
 
 type ListNodesResponse struct {
@@ -1106,7 +1377,7 @@ type ListNodesResponse struct {
 
 func (x *ListNodesResponse) Reset() {
 	*x = ListNodesResponse{}
-	mi := &file_api_proto_msgTypes[16]
+	mi := &file_api_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1118,7 +1389,7 @@ func (x *ListNodesResponse) String() string {
 func (*ListNodesResponse) ProtoMessage() {}
 
 func (x *ListNodesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_proto_msgTypes[16]
+	mi := &file_api_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1131,7 +1402,7 @@ func (x *ListNodesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListNodesResponse.ProtoReflect.Descriptor instead.
 func (*ListNodesResponse) Descriptor() ([]byte, []int) {
-	return file_api_proto_rawDescGZIP(), []int{16}
+	return file_api_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *ListNodesResponse) GetNodes() []*Node {
@@ -1160,7 +1431,7 @@ type Node struct {
 
 func (x *Node) Reset() {
 	*x = Node{}
-	mi := &file_api_proto_msgTypes[17]
+	mi := &file_api_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1172,7 +1443,7 @@ func (x *Node) String() string {
 func (*Node) ProtoMessage() {}
 
 func (x *Node) ProtoReflect() protoreflect.Message {
-	mi := &file_api_proto_msgTypes[17]
+	mi := &file_api_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1185,7 +1456,7 @@ func (x *Node) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Node.ProtoReflect.Descriptor instead.
 func (*Node) Descriptor() ([]byte, []int) {
-	return file_api_proto_rawDescGZIP(), []int{17}
+	return file_api_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *Node) GetName() string {
@@ -1278,7 +1549,7 @@ type Impact struct {
 
 func (x *Impact) Reset() {
 	*x = Impact{}
-	mi := &file_api_proto_msgTypes[18]
+	mi := &file_api_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1290,7 +1561,7 @@ func (x *Impact) String() string {
 func (*Impact) ProtoMessage() {}
 
 func (x *Impact) ProtoReflect() protoreflect.Message {
-	mi := &file_api_proto_msgTypes[18]
+	mi := &file_api_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1303,7 +1574,7 @@ func (x *Impact) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Impact.ProtoReflect.Descriptor instead.
 func (*Impact) Descriptor() ([]byte, []int) {
-	return file_api_proto_rawDescGZIP(), []int{18}
+	return file_api_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *Impact) GetNode() string {
@@ -1353,7 +1624,7 @@ type VolumeImpact struct {
 
 func (x *VolumeImpact) Reset() {
 	*x = VolumeImpact{}
-	mi := &file_api_proto_msgTypes[19]
+	mi := &file_api_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1365,7 +1636,7 @@ func (x *VolumeImpact) String() string {
 func (*VolumeImpact) ProtoMessage() {}
 
 func (x *VolumeImpact) ProtoReflect() protoreflect.Message {
-	mi := &file_api_proto_msgTypes[19]
+	mi := &file_api_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1378,7 +1649,7 @@ func (x *VolumeImpact) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VolumeImpact.ProtoReflect.Descriptor instead.
 func (*VolumeImpact) Descriptor() ([]byte, []int) {
-	return file_api_proto_rawDescGZIP(), []int{19}
+	return file_api_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *VolumeImpact) GetVolume() string {
@@ -1418,7 +1689,7 @@ type ListDisksRequest struct {
 
 func (x *ListDisksRequest) Reset() {
 	*x = ListDisksRequest{}
-	mi := &file_api_proto_msgTypes[20]
+	mi := &file_api_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1430,7 +1701,7 @@ func (x *ListDisksRequest) String() string {
 func (*ListDisksRequest) ProtoMessage() {}
 
 func (x *ListDisksRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_proto_msgTypes[20]
+	mi := &file_api_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1443,7 +1714,7 @@ func (x *ListDisksRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListDisksRequest.ProtoReflect.Descriptor instead.
 func (*ListDisksRequest) Descriptor() ([]byte, []int) {
-	return file_api_proto_rawDescGZIP(), []int{20}
+	return file_api_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *ListDisksRequest) GetNode() string {
@@ -1462,7 +1733,7 @@ type ListDisksResponse struct {
 
 func (x *ListDisksResponse) Reset() {
 	*x = ListDisksResponse{}
-	mi := &file_api_proto_msgTypes[21]
+	mi := &file_api_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1474,7 +1745,7 @@ func (x *ListDisksResponse) String() string {
 func (*ListDisksResponse) ProtoMessage() {}
 
 func (x *ListDisksResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_proto_msgTypes[21]
+	mi := &file_api_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1487,7 +1758,7 @@ func (x *ListDisksResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListDisksResponse.ProtoReflect.Descriptor instead.
 func (*ListDisksResponse) Descriptor() ([]byte, []int) {
-	return file_api_proto_rawDescGZIP(), []int{21}
+	return file_api_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *ListDisksResponse) GetDisks() []*Disk {
@@ -1516,7 +1787,7 @@ type Disk struct {
 
 func (x *Disk) Reset() {
 	*x = Disk{}
-	mi := &file_api_proto_msgTypes[22]
+	mi := &file_api_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1528,7 +1799,7 @@ func (x *Disk) String() string {
 func (*Disk) ProtoMessage() {}
 
 func (x *Disk) ProtoReflect() protoreflect.Message {
-	mi := &file_api_proto_msgTypes[22]
+	mi := &file_api_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1541,7 +1812,7 @@ func (x *Disk) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Disk.ProtoReflect.Descriptor instead.
 func (*Disk) Descriptor() ([]byte, []int) {
-	return file_api_proto_rawDescGZIP(), []int{22}
+	return file_api_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *Disk) GetId() string {
@@ -1629,7 +1900,7 @@ type StatusRequest struct {
 
 func (x *StatusRequest) Reset() {
 	*x = StatusRequest{}
-	mi := &file_api_proto_msgTypes[23]
+	mi := &file_api_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1641,7 +1912,7 @@ func (x *StatusRequest) String() string {
 func (*StatusRequest) ProtoMessage() {}
 
 func (x *StatusRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_proto_msgTypes[23]
+	mi := &file_api_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1654,7 +1925,7 @@ func (x *StatusRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusRequest.ProtoReflect.Descriptor instead.
 func (*StatusRequest) Descriptor() ([]byte, []int) {
-	return file_api_proto_rawDescGZIP(), []int{23}
+	return file_api_proto_rawDescGZIP(), []int{26}
 }
 
 type ClusterStatus struct {
@@ -1683,7 +1954,7 @@ type ClusterStatus struct {
 
 func (x *ClusterStatus) Reset() {
 	*x = ClusterStatus{}
-	mi := &file_api_proto_msgTypes[24]
+	mi := &file_api_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1695,7 +1966,7 @@ func (x *ClusterStatus) String() string {
 func (*ClusterStatus) ProtoMessage() {}
 
 func (x *ClusterStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_api_proto_msgTypes[24]
+	mi := &file_api_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1708,7 +1979,7 @@ func (x *ClusterStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ClusterStatus.ProtoReflect.Descriptor instead.
 func (*ClusterStatus) Descriptor() ([]byte, []int) {
-	return file_api_proto_rawDescGZIP(), []int{24}
+	return file_api_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *ClusterStatus) GetReady() bool {
@@ -1849,7 +2120,7 @@ type ErrorDetail struct {
 
 func (x *ErrorDetail) Reset() {
 	*x = ErrorDetail{}
-	mi := &file_api_proto_msgTypes[25]
+	mi := &file_api_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1861,7 +2132,7 @@ func (x *ErrorDetail) String() string {
 func (*ErrorDetail) ProtoMessage() {}
 
 func (x *ErrorDetail) ProtoReflect() protoreflect.Message {
-	mi := &file_api_proto_msgTypes[25]
+	mi := &file_api_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1874,7 +2145,7 @@ func (x *ErrorDetail) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ErrorDetail.ProtoReflect.Descriptor instead.
 func (*ErrorDetail) Descriptor() ([]byte, []int) {
-	return file_api_proto_rawDescGZIP(), []int{25}
+	return file_api_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *ErrorDetail) GetKind() string {
@@ -1948,7 +2219,7 @@ const file_api_proto_rawDesc = "" +
 	"\rread_promises\x18\x18 \x01(\tR\freadPromises\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xdd\x01\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xe9\x02\n" +
 	"\aReplica\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x18\n" +
 	"\asegment\x18\x02 \x01(\rR\asegment\x12\x12\n" +
@@ -1958,7 +2229,36 @@ const file_api_proto_rawDesc = "" +
 	"\x04tail\x18\x06 \x01(\x04R\x04tail\x12\x18\n" +
 	"\adurable\x18\a \x01(\x04R\adurable\x12\"\n" +
 	"\rbytes_to_sync\x18\b \x01(\x03R\vbytesToSync\x12\x18\n" +
-	"\aaddress\x18\t \x01(\tR\aaddress\"r\n" +
+	"\aaddress\x18\t \x01(\tR\aaddress\x12\x1f\n" +
+	"\vsince_epoch\x18\n" +
+	" \x01(\x04R\n" +
+	"sinceEpoch\x12\x1d\n" +
+	"\n" +
+	"tail_epoch\x18\v \x01(\x04R\ttailEpoch\x12\x18\n" +
+	"\adamaged\x18\f \x01(\bR\adamaged\x12\x18\n" +
+	"\apartial\x18\r \x01(\bR\apartial\x12\x16\n" +
+	"\x06served\x18\x0e \x01(\bR\x06served\"\x9a\x01\n" +
+	"\x0eSalvageRequest\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x1a\n" +
+	"\breplicas\x18\x02 \x03(\tR\breplicas\x12\x1f\n" +
+	"\vaccept_loss\x18\x03 \x01(\bR\n" +
+	"acceptLoss\x12\x14\n" +
+	"\x05force\x18\x04 \x01(\bR\x05force\x12!\n" +
+	"\fdrop_orphans\x18\x05 \x01(\bR\vdropOrphans\"\xaa\x01\n" +
+	"\aSalvage\x12A\n" +
+	"\n" +
+	"candidates\x18\x01 \x03(\v2!.holdfast.api.v1.SalvageCandidateR\n" +
+	"candidates\x12\x12\n" +
+	"\x04done\x18\x02 \x01(\bR\x04done\x12\x14\n" +
+	"\x05epoch\x18\x03 \x01(\x04R\x05epoch\x12\x18\n" +
+	"\amissing\x18\x04 \x03(\rR\amissing\x12\x18\n" +
+	"\adropped\x18\x05 \x01(\x05R\adropped\"\xae\x01\n" +
+	"\x10SalvageCandidate\x122\n" +
+	"\areplica\x18\x01 \x01(\v2\x18.holdfast.api.v1.ReplicaR\areplica\x12\x18\n" +
+	"\aanswers\x18\x02 \x01(\tR\aanswers\x12\x16\n" +
+	"\x06usable\x18\x03 \x01(\bR\x06usable\x12\x16\n" +
+	"\x06chosen\x18\x04 \x01(\bR\x06chosen\x12\x1c\n" +
+	"\tcommitted\x18\x05 \x01(\x04R\tcommitted\"r\n" +
 	"\x13AttachVolumeRequest\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x10\n" +
 	"\x03nbd\x18\x02 \x01(\bR\x03nbd\x12\x1f\n" +
@@ -2070,7 +2370,7 @@ const file_api_proto_rawDesc = "" +
 	"\vErrorDetail\x12\x12\n" +
 	"\x04kind\x18\x01 \x01(\tR\x04kind\x12\x18\n" +
 	"\amessage\x18\x02 \x01(\tR\amessage\x12\x16\n" +
-	"\x06remedy\x18\x03 \x01(\tR\x06remedy2\xd4\a\n" +
+	"\x06remedy\x18\x03 \x01(\tR\x06remedy2\xa0\b\n" +
 	"\bHoldfast\x12M\n" +
 	"\fCreateVolume\x12$.holdfast.api.v1.CreateVolumeRequest\x1a\x17.holdfast.api.v1.Volume\x12X\n" +
 	"\vListVolumes\x12#.holdfast.api.v1.ListVolumesRequest\x1a$.holdfast.api.v1.ListVolumesResponse\x12H\n" +
@@ -2078,7 +2378,8 @@ const file_api_proto_rawDesc = "" +
 	"\fRemoveVolume\x12\x1e.holdfast.api.v1.VolumeRequest\x1a%.holdfast.api.v1.RemoveVolumeResponse\x12W\n" +
 	"\fAttachVolume\x12$.holdfast.api.v1.AttachVolumeRequest\x1a\x1f.holdfast.api.v1.AttachProgress0\x01\x12[\n" +
 	"\fDetachVolume\x12$.holdfast.api.v1.DetachVolumeRequest\x1a%.holdfast.api.v1.DetachVolumeResponse\x12M\n" +
-	"\rExplainVolume\x12\x1e.holdfast.api.v1.VolumeRequest\x1a\x1c.holdfast.api.v1.Explanation\x12R\n" +
+	"\rExplainVolume\x12\x1e.holdfast.api.v1.VolumeRequest\x1a\x1c.holdfast.api.v1.Explanation\x12J\n" +
+	"\rSalvageVolume\x12\x1f.holdfast.api.v1.SalvageRequest\x1a\x18.holdfast.api.v1.Salvage\x12R\n" +
 	"\tListNodes\x12!.holdfast.api.v1.ListNodesRequest\x1a\".holdfast.api.v1.ListNodesResponse\x12B\n" +
 	"\vInspectNode\x12\x1c.holdfast.api.v1.NodeRequest\x1a\x15.holdfast.api.v1.Node\x12C\n" +
 	"\n" +
@@ -2098,7 +2399,7 @@ func file_api_proto_rawDescGZIP() []byte {
 	return file_api_proto_rawDescData
 }
 
-var file_api_proto_msgTypes = make([]protoimpl.MessageInfo, 29)
+var file_api_proto_msgTypes = make([]protoimpl.MessageInfo, 32)
 var file_api_proto_goTypes = []any{
 	(*CreateVolumeRequest)(nil),  // 0: holdfast.api.v1.CreateVolumeRequest
 	(*VolumeRequest)(nil),        // 1: holdfast.api.v1.VolumeRequest
@@ -2107,71 +2408,78 @@ var file_api_proto_goTypes = []any{
 	(*RemoveVolumeResponse)(nil), // 4: holdfast.api.v1.RemoveVolumeResponse
 	(*Volume)(nil),               // 5: holdfast.api.v1.Volume
 	(*Replica)(nil),              // 6: holdfast.api.v1.Replica
-	(*AttachVolumeRequest)(nil),  // 7: holdfast.api.v1.AttachVolumeRequest
-	(*AttachProgress)(nil),       // 8: holdfast.api.v1.AttachProgress
-	(*Attachment)(nil),           // 9: holdfast.api.v1.Attachment
-	(*DetachVolumeRequest)(nil),  // 10: holdfast.api.v1.DetachVolumeRequest
-	(*DetachVolumeResponse)(nil), // 11: holdfast.api.v1.DetachVolumeResponse
-	(*Explanation)(nil),          // 12: holdfast.api.v1.Explanation
-	(*WaitReason)(nil),           // 13: holdfast.api.v1.WaitReason
-	(*NodeRequest)(nil),          // 14: holdfast.api.v1.NodeRequest
-	(*ListNodesRequest)(nil),     // 15: holdfast.api.v1.ListNodesRequest
-	(*ListNodesResponse)(nil),    // 16: holdfast.api.v1.ListNodesResponse
-	(*Node)(nil),                 // 17: holdfast.api.v1.Node
-	(*Impact)(nil),               // 18: holdfast.api.v1.Impact
-	(*VolumeImpact)(nil),         // 19: holdfast.api.v1.VolumeImpact
-	(*ListDisksRequest)(nil),     // 20: holdfast.api.v1.ListDisksRequest
-	(*ListDisksResponse)(nil),    // 21: holdfast.api.v1.ListDisksResponse
-	(*Disk)(nil),                 // 22: holdfast.api.v1.Disk
-	(*StatusRequest)(nil),        // 23: holdfast.api.v1.StatusRequest
-	(*ClusterStatus)(nil),        // 24: holdfast.api.v1.ClusterStatus
-	(*ErrorDetail)(nil),          // 25: holdfast.api.v1.ErrorDetail
-	nil,                          // 26: holdfast.api.v1.CreateVolumeRequest.OptionsEntry
-	nil,                          // 27: holdfast.api.v1.Volume.LabelsEntry
-	nil,                          // 28: holdfast.api.v1.Node.LabelsEntry
+	(*SalvageRequest)(nil),       // 7: holdfast.api.v1.SalvageRequest
+	(*Salvage)(nil),              // 8: holdfast.api.v1.Salvage
+	(*SalvageCandidate)(nil),     // 9: holdfast.api.v1.SalvageCandidate
+	(*AttachVolumeRequest)(nil),  // 10: holdfast.api.v1.AttachVolumeRequest
+	(*AttachProgress)(nil),       // 11: holdfast.api.v1.AttachProgress
+	(*Attachment)(nil),           // 12: holdfast.api.v1.Attachment
+	(*DetachVolumeRequest)(nil),  // 13: holdfast.api.v1.DetachVolumeRequest
+	(*DetachVolumeResponse)(nil), // 14: holdfast.api.v1.DetachVolumeResponse
+	(*Explanation)(nil),          // 15: holdfast.api.v1.Explanation
+	(*WaitReason)(nil),           // 16: holdfast.api.v1.WaitReason
+	(*NodeRequest)(nil),          // 17: holdfast.api.v1.NodeRequest
+	(*ListNodesRequest)(nil),     // 18: holdfast.api.v1.ListNodesRequest
+	(*ListNodesResponse)(nil),    // 19: holdfast.api.v1.ListNodesResponse
+	(*Node)(nil),                 // 20: holdfast.api.v1.Node
+	(*Impact)(nil),               // 21: holdfast.api.v1.Impact
+	(*VolumeImpact)(nil),         // 22: holdfast.api.v1.VolumeImpact
+	(*ListDisksRequest)(nil),     // 23: holdfast.api.v1.ListDisksRequest
+	(*ListDisksResponse)(nil),    // 24: holdfast.api.v1.ListDisksResponse
+	(*Disk)(nil),                 // 25: holdfast.api.v1.Disk
+	(*StatusRequest)(nil),        // 26: holdfast.api.v1.StatusRequest
+	(*ClusterStatus)(nil),        // 27: holdfast.api.v1.ClusterStatus
+	(*ErrorDetail)(nil),          // 28: holdfast.api.v1.ErrorDetail
+	nil,                          // 29: holdfast.api.v1.CreateVolumeRequest.OptionsEntry
+	nil,                          // 30: holdfast.api.v1.Volume.LabelsEntry
+	nil,                          // 31: holdfast.api.v1.Node.LabelsEntry
 }
 var file_api_proto_depIdxs = []int32{
-	26, // 0: holdfast.api.v1.CreateVolumeRequest.options:type_name -> holdfast.api.v1.CreateVolumeRequest.OptionsEntry
+	29, // 0: holdfast.api.v1.CreateVolumeRequest.options:type_name -> holdfast.api.v1.CreateVolumeRequest.OptionsEntry
 	5,  // 1: holdfast.api.v1.ListVolumesResponse.volumes:type_name -> holdfast.api.v1.Volume
-	27, // 2: holdfast.api.v1.Volume.labels:type_name -> holdfast.api.v1.Volume.LabelsEntry
+	30, // 2: holdfast.api.v1.Volume.labels:type_name -> holdfast.api.v1.Volume.LabelsEntry
 	6,  // 3: holdfast.api.v1.Volume.replicas:type_name -> holdfast.api.v1.Replica
-	9,  // 4: holdfast.api.v1.AttachProgress.attachment:type_name -> holdfast.api.v1.Attachment
-	5,  // 5: holdfast.api.v1.Explanation.volume:type_name -> holdfast.api.v1.Volume
-	13, // 6: holdfast.api.v1.Explanation.waits:type_name -> holdfast.api.v1.WaitReason
-	17, // 7: holdfast.api.v1.ListNodesResponse.nodes:type_name -> holdfast.api.v1.Node
-	28, // 8: holdfast.api.v1.Node.labels:type_name -> holdfast.api.v1.Node.LabelsEntry
-	22, // 9: holdfast.api.v1.Node.disks:type_name -> holdfast.api.v1.Disk
-	19, // 10: holdfast.api.v1.Impact.volumes:type_name -> holdfast.api.v1.VolumeImpact
-	22, // 11: holdfast.api.v1.ListDisksResponse.disks:type_name -> holdfast.api.v1.Disk
-	0,  // 12: holdfast.api.v1.Holdfast.CreateVolume:input_type -> holdfast.api.v1.CreateVolumeRequest
-	2,  // 13: holdfast.api.v1.Holdfast.ListVolumes:input_type -> holdfast.api.v1.ListVolumesRequest
-	1,  // 14: holdfast.api.v1.Holdfast.InspectVolume:input_type -> holdfast.api.v1.VolumeRequest
-	1,  // 15: holdfast.api.v1.Holdfast.RemoveVolume:input_type -> holdfast.api.v1.VolumeRequest
-	7,  // 16: holdfast.api.v1.Holdfast.AttachVolume:input_type -> holdfast.api.v1.AttachVolumeRequest
-	10, // 17: holdfast.api.v1.Holdfast.DetachVolume:input_type -> holdfast.api.v1.DetachVolumeRequest
-	1,  // 18: holdfast.api.v1.Holdfast.ExplainVolume:input_type -> holdfast.api.v1.VolumeRequest
-	15, // 19: holdfast.api.v1.Holdfast.ListNodes:input_type -> holdfast.api.v1.ListNodesRequest
-	14, // 20: holdfast.api.v1.Holdfast.InspectNode:input_type -> holdfast.api.v1.NodeRequest
-	14, // 21: holdfast.api.v1.Holdfast.WhatIfDown:input_type -> holdfast.api.v1.NodeRequest
-	20, // 22: holdfast.api.v1.Holdfast.ListDisks:input_type -> holdfast.api.v1.ListDisksRequest
-	23, // 23: holdfast.api.v1.Holdfast.Status:input_type -> holdfast.api.v1.StatusRequest
-	5,  // 24: holdfast.api.v1.Holdfast.CreateVolume:output_type -> holdfast.api.v1.Volume
-	3,  // 25: holdfast.api.v1.Holdfast.ListVolumes:output_type -> holdfast.api.v1.ListVolumesResponse
-	5,  // 26: holdfast.api.v1.Holdfast.InspectVolume:output_type -> holdfast.api.v1.Volume
-	4,  // 27: holdfast.api.v1.Holdfast.RemoveVolume:output_type -> holdfast.api.v1.RemoveVolumeResponse
-	8,  // 28: holdfast.api.v1.Holdfast.AttachVolume:output_type -> holdfast.api.v1.AttachProgress
-	11, // 29: holdfast.api.v1.Holdfast.DetachVolume:output_type -> holdfast.api.v1.DetachVolumeResponse
-	12, // 30: holdfast.api.v1.Holdfast.ExplainVolume:output_type -> holdfast.api.v1.Explanation
-	16, // 31: holdfast.api.v1.Holdfast.ListNodes:output_type -> holdfast.api.v1.ListNodesResponse
-	17, // 32: holdfast.api.v1.Holdfast.InspectNode:output_type -> holdfast.api.v1.Node
-	18, // 33: holdfast.api.v1.Holdfast.WhatIfDown:output_type -> holdfast.api.v1.Impact
-	21, // 34: holdfast.api.v1.Holdfast.ListDisks:output_type -> holdfast.api.v1.ListDisksResponse
-	24, // 35: holdfast.api.v1.Holdfast.Status:output_type -> holdfast.api.v1.ClusterStatus
-	24, // [24:36] is the sub-list for method output_type
-	12, // [12:24] is the sub-list for method input_type
-	12, // [12:12] is the sub-list for extension type_name
-	12, // [12:12] is the sub-list for extension extendee
-	0,  // [0:12] is the sub-list for field type_name
+	9,  // 4: holdfast.api.v1.Salvage.candidates:type_name -> holdfast.api.v1.SalvageCandidate
+	6,  // 5: holdfast.api.v1.SalvageCandidate.replica:type_name -> holdfast.api.v1.Replica
+	12, // 6: holdfast.api.v1.AttachProgress.attachment:type_name -> holdfast.api.v1.Attachment
+	5,  // 7: holdfast.api.v1.Explanation.volume:type_name -> holdfast.api.v1.Volume
+	16, // 8: holdfast.api.v1.Explanation.waits:type_name -> holdfast.api.v1.WaitReason
+	20, // 9: holdfast.api.v1.ListNodesResponse.nodes:type_name -> holdfast.api.v1.Node
+	31, // 10: holdfast.api.v1.Node.labels:type_name -> holdfast.api.v1.Node.LabelsEntry
+	25, // 11: holdfast.api.v1.Node.disks:type_name -> holdfast.api.v1.Disk
+	22, // 12: holdfast.api.v1.Impact.volumes:type_name -> holdfast.api.v1.VolumeImpact
+	25, // 13: holdfast.api.v1.ListDisksResponse.disks:type_name -> holdfast.api.v1.Disk
+	0,  // 14: holdfast.api.v1.Holdfast.CreateVolume:input_type -> holdfast.api.v1.CreateVolumeRequest
+	2,  // 15: holdfast.api.v1.Holdfast.ListVolumes:input_type -> holdfast.api.v1.ListVolumesRequest
+	1,  // 16: holdfast.api.v1.Holdfast.InspectVolume:input_type -> holdfast.api.v1.VolumeRequest
+	1,  // 17: holdfast.api.v1.Holdfast.RemoveVolume:input_type -> holdfast.api.v1.VolumeRequest
+	10, // 18: holdfast.api.v1.Holdfast.AttachVolume:input_type -> holdfast.api.v1.AttachVolumeRequest
+	13, // 19: holdfast.api.v1.Holdfast.DetachVolume:input_type -> holdfast.api.v1.DetachVolumeRequest
+	1,  // 20: holdfast.api.v1.Holdfast.ExplainVolume:input_type -> holdfast.api.v1.VolumeRequest
+	7,  // 21: holdfast.api.v1.Holdfast.SalvageVolume:input_type -> holdfast.api.v1.SalvageRequest
+	18, // 22: holdfast.api.v1.Holdfast.ListNodes:input_type -> holdfast.api.v1.ListNodesRequest
+	17, // 23: holdfast.api.v1.Holdfast.InspectNode:input_type -> holdfast.api.v1.NodeRequest
+	17, // 24: holdfast.api.v1.Holdfast.WhatIfDown:input_type -> holdfast.api.v1.NodeRequest
+	23, // 25: holdfast.api.v1.Holdfast.ListDisks:input_type -> holdfast.api.v1.ListDisksRequest
+	26, // 26: holdfast.api.v1.Holdfast.Status:input_type -> holdfast.api.v1.StatusRequest
+	5,  // 27: holdfast.api.v1.Holdfast.CreateVolume:output_type -> holdfast.api.v1.Volume
+	3,  // 28: holdfast.api.v1.Holdfast.ListVolumes:output_type -> holdfast.api.v1.ListVolumesResponse
+	5,  // 29: holdfast.api.v1.Holdfast.InspectVolume:output_type -> holdfast.api.v1.Volume
+	4,  // 30: holdfast.api.v1.Holdfast.RemoveVolume:output_type -> holdfast.api.v1.RemoveVolumeResponse
+	11, // 31: holdfast.api.v1.Holdfast.AttachVolume:output_type -> holdfast.api.v1.AttachProgress
+	14, // 32: holdfast.api.v1.Holdfast.DetachVolume:output_type -> holdfast.api.v1.DetachVolumeResponse
+	15, // 33: holdfast.api.v1.Holdfast.ExplainVolume:output_type -> holdfast.api.v1.Explanation
+	8,  // 34: holdfast.api.v1.Holdfast.SalvageVolume:output_type -> holdfast.api.v1.Salvage
+	19, // 35: holdfast.api.v1.Holdfast.ListNodes:output_type -> holdfast.api.v1.ListNodesResponse
+	20, // 36: holdfast.api.v1.Holdfast.InspectNode:output_type -> holdfast.api.v1.Node
+	21, // 37: holdfast.api.v1.Holdfast.WhatIfDown:output_type -> holdfast.api.v1.Impact
+	24, // 38: holdfast.api.v1.Holdfast.ListDisks:output_type -> holdfast.api.v1.ListDisksResponse
+	27, // 39: holdfast.api.v1.Holdfast.Status:output_type -> holdfast.api.v1.ClusterStatus
+	27, // [27:40] is the sub-list for method output_type
+	14, // [14:27] is the sub-list for method input_type
+	14, // [14:14] is the sub-list for extension type_name
+	14, // [14:14] is the sub-list for extension extendee
+	0,  // [0:14] is the sub-list for field type_name
 }
 
 func init() { file_api_proto_init() }
@@ -2185,7 +2493,7 @@ func file_api_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_api_proto_rawDesc), len(file_api_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   29,
+			NumMessages:   32,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

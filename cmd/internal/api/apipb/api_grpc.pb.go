@@ -29,6 +29,7 @@ const (
 	Holdfast_AttachVolume_FullMethodName  = "/holdfast.api.v1.Holdfast/AttachVolume"
 	Holdfast_DetachVolume_FullMethodName  = "/holdfast.api.v1.Holdfast/DetachVolume"
 	Holdfast_ExplainVolume_FullMethodName = "/holdfast.api.v1.Holdfast/ExplainVolume"
+	Holdfast_SalvageVolume_FullMethodName = "/holdfast.api.v1.Holdfast/SalvageVolume"
 	Holdfast_ListNodes_FullMethodName     = "/holdfast.api.v1.Holdfast/ListNodes"
 	Holdfast_InspectNode_FullMethodName   = "/holdfast.api.v1.Holdfast/InspectNode"
 	Holdfast_WhatIfDown_FullMethodName    = "/holdfast.api.v1.Holdfast/WhatIfDown"
@@ -49,6 +50,9 @@ type HoldfastClient interface {
 	AttachVolume(ctx context.Context, in *AttachVolumeRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[AttachProgress], error)
 	DetachVolume(ctx context.Context, in *DetachVolumeRequest, opts ...grpc.CallOption) (*DetachVolumeResponse, error)
 	ExplainVolume(ctx context.Context, in *VolumeRequest, opts ...grpc.CallOption) (*Explanation, error)
+	// SalvageVolume goes on from replicas that are not in sync, or says what
+	// there would be to go on from.
+	SalvageVolume(ctx context.Context, in *SalvageRequest, opts ...grpc.CallOption) (*Salvage, error)
 	ListNodes(ctx context.Context, in *ListNodesRequest, opts ...grpc.CallOption) (*ListNodesResponse, error)
 	InspectNode(ctx context.Context, in *NodeRequest, opts ...grpc.CallOption) (*Node, error)
 	// WhatIfDown says what would be lost if a node went down now.
@@ -144,6 +148,16 @@ func (c *holdfastClient) ExplainVolume(ctx context.Context, in *VolumeRequest, o
 	return out, nil
 }
 
+func (c *holdfastClient) SalvageVolume(ctx context.Context, in *SalvageRequest, opts ...grpc.CallOption) (*Salvage, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(Salvage)
+	err := c.cc.Invoke(ctx, Holdfast_SalvageVolume_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 func (c *holdfastClient) ListNodes(ctx context.Context, in *ListNodesRequest, opts ...grpc.CallOption) (*ListNodesResponse, error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(ListNodesResponse)
@@ -207,6 +221,9 @@ type HoldfastServer interface {
 	AttachVolume(*AttachVolumeRequest, grpc.ServerStreamingServer[AttachProgress]) error
 	DetachVolume(context.Context, *DetachVolumeRequest) (*DetachVolumeResponse, error)
 	ExplainVolume(context.Context, *VolumeRequest) (*Explanation, error)
+	// SalvageVolume goes on from replicas that are not in sync, or says what
+	// there would be to go on from.
+	SalvageVolume(context.Context, *SalvageRequest) (*Salvage, error)
 	ListNodes(context.Context, *ListNodesRequest) (*ListNodesResponse, error)
 	InspectNode(context.Context, *NodeRequest) (*Node, error)
 	// WhatIfDown says what would be lost if a node went down now.
@@ -243,6 +260,9 @@ func (UnimplementedHoldfastServer) DetachVolume(context.Context, *DetachVolumeRe
 }
 func (UnimplementedHoldfastServer) ExplainVolume(context.Context, *VolumeRequest) (*Explanation, error) {
 	return nil, status.Error(codes.Unimplemented, "method ExplainVolume not implemented")
+}
+func (UnimplementedHoldfastServer) SalvageVolume(context.Context, *SalvageRequest) (*Salvage, error) {
+	return nil, status.Error(codes.Unimplemented, "method SalvageVolume not implemented")
 }
 func (UnimplementedHoldfastServer) ListNodes(context.Context, *ListNodesRequest) (*ListNodesResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method ListNodes not implemented")
@@ -399,6 +419,24 @@ func _Holdfast_ExplainVolume_Handler(srv interface{}, ctx context.Context, dec f
 	return interceptor(ctx, in, info, handler)
 }
 
+func _Holdfast_SalvageVolume_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(SalvageRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(HoldfastServer).SalvageVolume(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Holdfast_SalvageVolume_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(HoldfastServer).SalvageVolume(ctx, req.(*SalvageRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 func _Holdfast_ListNodes_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
 	in := new(ListNodesRequest)
 	if err := dec(in); err != nil {
@@ -519,6 +557,10 @@ var Holdfast_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "ExplainVolume",
 			Handler:    _Holdfast_ExplainVolume_Handler,
+		},
+		{
+			MethodName: "SalvageVolume",
+			Handler:    _Holdfast_SalvageVolume_Handler,
 		},
 		{
 			MethodName: "ListNodes",
