@@ -21,5 +21,7 @@
 // sender and the addressee, so that an address that moved to another cluster or
 // node reaches nobody by mistake.
 //
+// A leader whose own disk hangs stops to lead (patience.go).
+//
 // Start reading at store.go, then fsm.go.
 package raftstore

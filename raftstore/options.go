@@ -41,6 +41,9 @@ type Timings struct {
 	Lease time.Duration
 	// Connect bounds a dial and one raft RPC. Default 2 s.
 	Connect time.Duration
+	// DiskPatience: a leader that is stuck in a write of its own log for this
+	// long stops to lead. Default 3 s.
+	DiskPatience time.Duration
 	// SnapshotInterval is how often raft looks whether a snapshot is due. Default 2 min.
 	SnapshotInterval time.Duration
 	// SnapshotEntries is how many entries make one due. Default 8192.
@@ -71,6 +74,7 @@ func (o *Options) setDefaults() {
 	orElse(&t.Election, time.Second)
 	orElse(&t.Lease, 500*time.Millisecond)
 	orElse(&t.Connect, 2*time.Second)
+	orElse(&t.DiskPatience, 3*time.Second)
 	orElse(&t.SnapshotInterval, 2*time.Minute)
 	orElse(&t.SnapshotEntries, 8192)
 	orElse(&t.TrailingEntries, 2048)

@@ -37,6 +37,7 @@ type Store struct {
 	raft   *raft.Raft
 	fsm    *fsm
 	log    *badgerlog.Store
+	timed  *timedLog
 	stream *streamLayer
 	trans  *raft.NetworkTransport
 
@@ -56,6 +57,8 @@ type Store struct {
 	lead     *leadership                // nil while this member is not the leader, ready or not
 	moved    chan struct{}              // closed and replaced when the leader changes
 	had      bool                       // raft state was found by Open, or made since
+	isStuck  bool                       // a write of the log is older than the patience
+	stuck    chan struct{}              // closed while isStuck
 }
 
 // leadership is one term of this member as leader. ready is closed when every
@@ -87,7 +90,7 @@ func Open(o Options) (_ *Store, err error) {
 		return nil, err
 	}
 	s := &Store{opts: o, proposals: make(chan struct{}, maxProposals), fatal: make(chan struct{}), halted: make(chan struct{}),
-		hints: map[holdfast.NodeID]string{}, moved: make(chan struct{})}
+		hints: map[holdfast.NodeID]string{}, moved: make(chan struct{}), stuck: make(chan struct{})}
 	s.ctx, s.cancel = context.WithCancel(context.Background())
 	s.fsm = newFSM(s.die)
 	defer func() {
@@ -111,9 +114,10 @@ func Open(o Options) (_ *Store, err error) {
 	if err := s.startRaft(); err != nil {
 		return nil, err
 	}
-	s.wg.Add(2)
+	s.wg.Add(3)
 	go s.followLeader()
 	go s.followLeadership()
+	go s.watchDisk()
 	return s, nil
 }
 
@@ -124,11 +128,12 @@ func (s *Store) startRaft() error {
 	if err != nil {
 		return holdfast.Errorf(holdfast.ErrIO, "open raft snapshots: %w", err)
 	}
-	cached, err := raft.NewLogCache(logCache, s.log)
+	s.timed = &timedLog{Store: s.log}
+	cached, err := raft.NewLogCache(logCache, s.timed)
 	if err != nil {
 		return holdfast.Errorf(holdfast.ErrInternal, "open raft log cache: %w", err)
 	}
-	if s.had, err = raft.HasExistingState(cached, s.log, snaps); err != nil {
+	if s.had, err = raft.HasExistingState(cached, s.timed, snaps); err != nil {
 		return fmt.Errorf("read raft state: %w", err)
 	}
 	s.stream = &streamLayer{listener: o.Listener, address: o.Address, node: s.identity.Node, cluster: s.Cluster,
@@ -148,7 +153,7 @@ func (s *Store) startRaft() error {
 	conf.PreVoteDisabled = false
 	conf.NoLegacyTelemetry = true
 	conf.Logger = logger
-	r, err := raft.NewRaft(conf, s.fsm, cached, s.log, snaps, s.trans)
+	r, err := raft.NewRaft(conf, s.fsm, cached, s.timed, snaps, &quietTransport{s.trans, s.isStuckNow})
 	if err != nil {
 		return holdfast.Errorf(kindOr(err, holdfast.ErrInternal), "start raft in %s: %w", o.Dir, err)
 	}
@@ -379,10 +384,14 @@ func (s *Store) addressOf(node holdfast.NodeID, recorded string) string {
 	return recorded
 }
 
-// Leader returns the leader that this member knows of.
+// Leader returns the leader that this member knows of. A member whose log is
+// stuck does not know itself for it.
 func (s *Store) Leader() (holdfast.NodeID, bool) {
 	_, id := s.raft.LeaderWithID()
 	node, err := holdfast.ParseID[holdfast.NodeID](string(id))
+	if err == nil && node == s.Node() && s.isStuckNow() {
+		return holdfast.NodeID{}, false
+	}
 	return node, err == nil
 }
 
@@ -397,6 +406,9 @@ func (s *Store) IsLeader() bool {
 func (s *Store) leading() (*leadership, bool) {
 	s.mu.Lock()
 	l := s.lead
+	if s.isStuck {
+		l = nil
+	}
 	s.mu.Unlock()
 	if l == nil {
 		return nil, false
@@ -473,8 +485,14 @@ func (s *Store) followLeadership() {
 // beginLeadership applies what earlier leaders committed, then begins the tables
 // of a new cluster.
 func (s *Store) beginLeadership(l *leadership) {
-	if err := s.wait(s.ctx, s.raft.Barrier(0), nil); err != nil {
-		return // not the leader any more: the next word of LeaderCh says so
+	for {
+		err := s.wait(s.ctx, s.raft.Barrier(0), nil)
+		if err == nil {
+			break
+		}
+		if !errors.Is(err, errStuck) || !s.leadsAgain() {
+			return // not the leader any more: the next word of LeaderCh says so
+		}
 	}
 	close(l.ready)
 	s.mu.Lock()
@@ -508,8 +526,11 @@ func (s *Store) Propose(ctx context.Context, cmd state.Command) (state.Result, e
 	if len(b) > MaxCommand {
 		return state.Result{}, holdfast.Errorf(holdfast.ErrInvalid, "%s takes %d bytes, more than %d", state.Name(cmd), len(b), MaxCommand)
 	}
+	stuck, _ := s.stuckNow()
 	select {
 	case s.proposals <- struct{}{}:
+	case <-stuck:
+		return state.Result{}, errWriteStuck()
 	case <-ctx.Done():
 		return state.Result{}, timedOut(ctx, cmd)
 	case <-s.ctx.Done():
@@ -530,7 +551,7 @@ func (s *Store) Propose(ctx context.Context, cmd state.Command) (state.Result, e
 	return a.res, a.err
 }
 
-// wait waits for a raft future, the context, or the member's end; after runs
+// wait waits for a raft future, the context, a stuck log or the member's end; after runs
 // once the future is done. The goroutine is not waited for by Close: raft forgets
 // futures that are on their way to the FSM when it shuts down, and those never
 // answer. It holds nothing but the future.
@@ -543,9 +564,12 @@ func (s *Store) wait(ctx context.Context, f raft.Future, after func()) error {
 		}
 		done <- err
 	}()
+	stuck, _ := s.stuckNow()
 	select {
 	case err := <-done:
 		return err
+	case <-stuck:
+		return errWriteStuck()
 	case <-ctx.Done():
 		return ctx.Err()
 	case <-s.fatal:
@@ -646,6 +670,8 @@ func (s *Store) raftError(what string, err error) error {
 	switch {
 	case s.Err() != nil:
 		return s.Err()
+	case holdfast.KindOf(err) == holdfast.ErrUnavailable:
+		return err
 	case errors.Is(err, raft.ErrNotLeader), errors.Is(err, raft.ErrLeadershipLost), errors.Is(err, raft.ErrLeadershipTransferInProgress):
 		return s.notLeader()
 	case errors.Is(err, raft.ErrRaftShutdown):

@@ -1,0 +1,191 @@
+package raftstore
+
+import (
+	"errors"
+	"sync"
+	"time"
+
+	"github.com/hashicorp/raft"
+
+	"github.com/holdfast-storage/holdfast"
+	"github.com/holdfast-storage/holdfast/raftstore/badgerlog"
+)
+
+// A leader whose disk hangs is stuck in a write of its own log, and would lead
+// on for ever: its heartbeats come from other goroutines, so nobody stands for
+// election, and nothing is decided. After Timings.DiskPatience it sends none any
+// more and answers like a member that does not lead; when the write returns it
+// finds a higher term, or leads on.
+
+// timedLog is the log and stable store, with a record of writes under way.
+type timedLog struct {
+	*badgerlog.Store
+
+	mu      sync.Mutex
+	started map[int]time.Time
+	next    int
+	hold    func() // for tests: runs inside every write
+}
+
+// begin notes a write; end it with the function returned.
+func (l *timedLog) begin() (end func()) {
+	l.mu.Lock()
+	n := l.next
+	l.next++
+	if l.started == nil {
+		l.started = map[int]time.Time{}
+	}
+	l.started[n] = time.Now()
+	hold := l.hold
+	l.mu.Unlock()
+	if hold != nil {
+		hold()
+	}
+	return func() {
+		l.mu.Lock()
+		delete(l.started, n)
+		l.mu.Unlock()
+	}
+}
+
+// oldest is how long the oldest write under way has taken.
+func (l *timedLog) oldest() time.Duration {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	var d time.Duration
+	for _, at := range l.started {
+		d = max(d, time.Since(at))
+	}
+	return d
+}
+
+// StoreLog implements raft.LogStore.
+func (l *timedLog) StoreLog(e *raft.Log) error {
+	defer l.begin()()
+	return l.Store.StoreLog(e)
+}
+
+// StoreLogs implements raft.LogStore.
+func (l *timedLog) StoreLogs(es []*raft.Log) error {
+	defer l.begin()()
+	return l.Store.StoreLogs(es)
+}
+
+// Set implements raft.StableStore.
+func (l *timedLog) Set(k, v []byte) error {
+	defer l.begin()()
+	return l.Store.Set(k, v)
+}
+
+// SetUint64 implements raft.StableStore.
+func (l *timedLog) SetUint64(k []byte, v uint64) error {
+	defer l.begin()()
+	return l.Store.SetUint64(k, v)
+}
+
+// quietTransport tells followers nothing while the member's log is stuck.
+type quietTransport struct {
+	*raft.NetworkTransport
+	stuck func() bool
+}
+
+var _ raft.WithPreVote = (*quietTransport)(nil)
+
+var errStuck = errors.New("this member's log is stuck in a write")
+
+// AppendEntries implements raft.Transport.
+func (t *quietTransport) AppendEntries(id raft.ServerID, to raft.ServerAddress, args *raft.AppendEntriesRequest, resp *raft.AppendEntriesResponse) error {
+	if t.stuck() {
+		return errStuck
+	}
+	return t.NetworkTransport.AppendEntries(id, to, args, resp)
+}
+
+// AppendEntriesPipeline implements raft.Transport: a pipeline sends the commit
+// index now and then, which followers take for a heartbeat too.
+func (t *quietTransport) AppendEntriesPipeline(id raft.ServerID, to raft.ServerAddress) (raft.AppendPipeline, error) {
+	p, err := t.NetworkTransport.AppendEntriesPipeline(id, to)
+	if err != nil {
+		return nil, err
+	}
+	return &quietPipeline{p, t.stuck}, nil
+}
+
+type quietPipeline struct {
+	raft.AppendPipeline
+	stuck func() bool
+}
+
+// AppendEntries implements raft.AppendPipeline.
+func (p *quietPipeline) AppendEntries(args *raft.AppendEntriesRequest, resp *raft.AppendEntriesResponse) (raft.AppendFuture, error) {
+	if p.stuck() {
+		return nil, errStuck
+	}
+	return p.AppendPipeline.AppendEntries(args, resp)
+}
+
+// stuckNow returns whether a write of the log takes longer than the patience,
+// and a channel that is closed while one does.
+func (s *Store) stuckNow() (ch <-chan struct{}, is bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.stuck, s.isStuck
+}
+
+func (s *Store) isStuckNow() bool {
+	_, is := s.stuckNow()
+	return is
+}
+
+// watchDisk turns the age of the oldest write into stuck, and back.
+func (s *Store) watchDisk() {
+	defer s.wg.Done()
+	tick := time.NewTicker(max(s.opts.Timings.DiskPatience/16, time.Millisecond))
+	defer tick.Stop()
+	for {
+		select {
+		case <-tick.C:
+		case <-s.ctx.Done():
+			return
+		}
+		age := s.timed.oldest()
+		is := age >= s.opts.Timings.DiskPatience
+		s.mu.Lock()
+		if is != s.isStuck {
+			s.isStuck = is
+			if is {
+				close(s.stuck)
+				s.opts.Logger.Warn("the metadata's log is stuck in a write: this member does not lead until it returns", "since", age)
+			} else {
+				s.stuck = make(chan struct{})
+				s.opts.Logger.Info("the metadata's log writes again")
+			}
+			s.leaderMoved()
+		}
+		s.mu.Unlock()
+	}
+}
+
+// leadsAgain waits until the log is no longer stuck; false if raft does not call
+// this member the leader then, or the member ends.
+func (s *Store) leadsAgain() bool {
+	for {
+		moved := s.LeaderChanged()
+		if !s.isStuckNow() {
+			return s.raft.State() == raft.Leader
+		}
+		select {
+		case <-moved:
+		case <-s.fatal:
+			return false
+		case <-s.ctx.Done():
+			return false
+		}
+	}
+}
+
+// errWriteStuck leaves open whether what was asked was or will be done.
+func errWriteStuck() error {
+	return &holdfast.Error{Kind: holdfast.ErrUnavailable, Message: "this node does not lead the metadata: its log is stuck in a write of its disk",
+		Cause: errors.Join(errStuck, &NotLeader{})}
+}
