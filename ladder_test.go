@@ -48,6 +48,7 @@ var ladder = map[string]int{
 	"cmd/internal/api/apipb":  4,
 	"cmd/internal/reconcile":  6,
 	"cmd/internal/keeper":     5,
+	"cmd/internal/controller": 6,
 	"cmd/internal/durable":    5,
 	"cmd/internal/lab":        5,
 	"cmd/internal/history":    5,

@@ -299,10 +299,16 @@ func eventually(t *testing.T, limit time.Duration, what string, cond func() bool
 // start makes a cluster of n nodes with small disks and waits until all are in it.
 func start(t *testing.T, n int) *cluster {
 	t.Helper()
+	return startWith(t, n)
+}
+
+// startWith is start with more flags for every node.
+func startWith(t *testing.T, n int, more ...string) *cluster {
+	t.Helper()
 	c := &cluster{t: t}
 	for i := range n {
 		name := fmt.Sprintf("n%d", i+1)
-		flags := []string{"--disk", ""}
+		flags := append([]string{"--disk", ""}, more...)
 		nd := newNode(t, name)
 		flags[1] = filepath.Join(nd.dir, "disk.img") + ",size=4G,wal=256M"
 		if i == 0 {

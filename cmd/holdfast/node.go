@@ -14,7 +14,7 @@ import (
 )
 
 func (c *cli) nodeCommand() *cobra.Command {
-	return group("node", "List and inspect nodes", c.nodeList(), c.nodeInspect(), c.nodeWhatIfDown())
+	return group("node", "List, inspect, drain and remove nodes", c.nodeList(), c.nodeInspect(), c.nodeWhatIfDown(), c.nodeMaintenance(), c.nodeDrain(), c.nodeRemove())
 }
 
 func (c *cli) nodeList() *cobra.Command {
@@ -28,9 +28,9 @@ func (c *cli) nodeList() *cobra.Command {
 					return err
 				}
 				return c.show(r, func() {
-					t := c.newTable("NAME", "STATE", "RAFT", "ADDRESS", "DISKS", "ATTACHED", "VERSION")
+					t := c.newTable("NAME", "STATE", "DUTY", "RAFT", "ADDRESS", "DISKS", "REPLICAS", "ATTACHED", "VERSION")
 					for _, n := range r.Nodes {
-						t.AppendRow([]any{n.Name, n.State, n.Raft, n.Address, len(n.Disks), n.Attachments, n.Version})
+						t.AppendRow([]any{n.Name, n.State, n.Duty, n.Raft, n.Address, len(n.Disks), n.Replicas, n.Attachments, n.Version})
 					}
 					t.Render()
 				})
@@ -53,6 +53,13 @@ func (c *cli) nodeInspect() *cobra.Command {
 					c.field("name", "%s", n.Name)
 					c.field("id", "%s", n.Id)
 					c.field("state", "%s", n.State)
+					c.field("duty", "%s", n.Duty)
+					if n.State == "gone" && n.GoneMillis > 0 {
+						c.field("gone for", "%s", seconds(n.GoneMillis))
+						if n.Duty != "maintenance" {
+							c.field("replicas made anew in", "%s", seconds(n.RebuildInMillis))
+						}
+					}
 					c.field("raft", "%s", n.Raft)
 					c.field("address", "%s", n.Address)
 					c.field("data address", "%s", n.DataAddress)
@@ -60,6 +67,7 @@ func (c *cli) nodeInspect() *cobra.Command {
 					c.field("version", "%s", n.Version)
 					c.field("labels", "%s", labels(n.Labels))
 					c.field("attached", "%d", n.Attachments)
+					c.field("replicas", "%d", n.Replicas)
 					fmt.Fprintln(c.out)
 					c.printDisks(n.Disks)
 				})

@@ -10,6 +10,7 @@ import (
 	"github.com/spf13/pflag"
 
 	"github.com/holdfast-storage/holdfast"
+	"github.com/holdfast-storage/holdfast/cmd/internal/controller"
 	"github.com/holdfast-storage/holdfast/cmd/internal/keeper"
 	"github.com/holdfast-storage/holdfast/cmd/internal/node"
 )
@@ -67,6 +68,7 @@ HOLDFAST_KEEPER=off leaves it out.`,
 	f.String("plugin-socket", "/run/docker/plugins/holdfast.sock", "socket of the Docker volume plugin; empty for none (default off where /run/docker is not writable)")
 	f.StringVar(&o.DockerSocket, "docker-socket", "/run/docker.sock", "socket of the Docker Engine")
 	f.StringVar(&o.NBDAddress, "nbd-address", "", "HOST:PORT of the NBD server (default off; DATA_DIR/nbd.sock is always on)")
+	f.DurationVar(&o.RebuildAfter, "rebuild-after", controller.DefaultGrace, "how long a node may be gone before its replicas are made anew elsewhere")
 	f.StringVar(&o.Ballast, "ballast", "1G", "size of the file that keeps room for the metadata, at least 16M")
 	f.StringArray("label", nil, "label of the node, NAME=VALUE, repeatable")
 	f.BoolVar(&o.Insecure, "insecure", false, "allow listeners in clear beyond loopback")

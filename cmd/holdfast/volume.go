@@ -21,7 +21,7 @@ const callTimeout = 30 * time.Second
 func (c *cli) volumeCommand() *cobra.Command {
 	return group("volume", "Create, list, attach and remove volumes",
 		c.volumeCreate(), c.volumeList(), c.volumeInspect(), c.volumeRemove(),
-		c.volumeAttach(), c.volumeDetach(), c.volumeExplain(), c.volumeSalvage())
+		c.volumeAttach(), c.volumeDetach(), c.volumeUpdate(), c.volumeExplain(), c.volumeSalvage())
 }
 
 // call dials, runs f with the usual deadline and closes.
@@ -93,6 +93,52 @@ func (c *cli) volumeCreate() *cobra.Command {
 			}
 			return c.show(v, func() {
 				fmt.Fprintf(c.out, "%s: %s (%d bytes), %d replica(s), %s\n", v.Name, size(v.Size), v.Size, v.ReplicaCount, v.Fs)
+			})
+		})
+	}
+	return cmd
+}
+
+func (c *cli) volumeUpdate() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "update NAME",
+		Short: "Change a volume's replicas, min_copies and policies, also while it is attached",
+		Long: `Changes what is not fixed when a volume is made. More replicas are placed and filled, fewer
+are taken out, in the background: a volume is whole again when inspect shows as many
+in-sync as asked for. read_promises takes effect at the next attach, the rest at once.`,
+		Example: "  holdfast volume update data --replicas 3 --min-copies 2\n  holdfast volume update data --on-quorum-loss error:30s",
+		Args:    exactly(1, "one volume name"),
+	}
+	f := cmd.Flags()
+	own := map[string]*string{}
+	for _, o := range [][2]string{
+		{"replicas", "full copies, on as many nodes"},
+		{"min-copies", "in-sync copies below which writes are held"},
+		{"on-quorum-loss", "what held requests do: freeze, or error:30s"},
+		{"read-promises", "on or off, from the next attach"},
+	} {
+		own[o[0]] = f.String(o[0], "", o[1])
+	}
+	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		options := map[string]string{}
+		for k, v := range own {
+			if f.Changed(k) {
+				options[strings.ReplaceAll(k, "-", "_")] = *v
+			}
+		}
+		if len(options) == 0 {
+			return holdfast.Errorf(holdfast.ErrInvalid, "nothing to change").WithRemedy("give one of --replicas, --min-copies, --on-quorum-loss, --read-promises")
+		}
+		if _, err := holdfast.ParseOptions(options); err != nil {
+			return err
+		}
+		return c.call(cmd, callTimeout, func(ctx context.Context, client *api.Client) error {
+			v, err := client.UpdateVolume(ctx, &apipb.UpdateVolumeRequest{Name: args[0], Options: options})
+			if err != nil {
+				return err
+			}
+			return c.show(v, func() {
+				fmt.Fprintf(c.out, "%s: %d replica(s) (%s in sync), min_copies %d, on_quorum_loss %s, read_promises %s\n", v.Name, v.ReplicaCount, inSync(v), v.MinCopies, v.OnQuorumLoss, v.ReadPromises)
 			})
 		})
 	}
@@ -171,7 +217,11 @@ func (c *cli) printVolume(v *apipb.Volume) {
 	fmt.Fprintln(c.out)
 	t := c.newTable("SEGMENT", "NODE", "STATE", "TAIL", "DURABLE", "TO SYNC", "DISK")
 	for _, r := range v.Replicas {
-		t.AppendRow([]any{r.Segment, r.Node, r.State, r.Tail, r.Durable, size(r.BytesToSync), r.Disk})
+		state := r.State
+		if r.Leaving {
+			state += ", leaving"
+		}
+		t.AppendRow([]any{r.Segment, r.Node, state, r.Tail, r.Durable, size(r.BytesToSync), r.Disk})
 	}
 	t.Render()
 }

@@ -225,6 +225,9 @@ func (c *ShrinkISR) apply(t *View) (Result, error) {
 		return Result{}, refuse(holdfast.ErrRefused, ReasonLastInSync, "replica %v is the last in-sync one of segment %v", c.Replica, c.Segment)
 	}
 	r.Role, r.SinceEpoch = holdfast.RoleStale, c.Epoch
+	if r.Leaving {
+		r.Role = holdfast.RoleDeleting
+	}
 	seg.ISRVersion++
 	seg.LastCommit = max(seg.LastCommit, c.Commit)
 	t.putVolume(vol)
@@ -248,7 +251,7 @@ func (c *GrowISR) apply(t *View) (Result, error) {
 	if err != nil || again {
 		return segmentResultOf(vol, seg, err), err
 	}
-	if r.Role != holdfast.RoleSyncing && r.Role != holdfast.RoleStale {
+	if r.Role != holdfast.RoleSyncing && r.Role != holdfast.RoleStale || r.Leaving {
 		return Result{}, holdfast.Errorf(holdfast.ErrRefused, "replica %v is %s and cannot join the in-sync set", c.Replica, r.Role)
 	}
 	if d, ok := t.disks.get(r.Disk); !ok || d.State != holdfast.DiskOK {

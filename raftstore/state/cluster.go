@@ -71,7 +71,7 @@ func (c *NodeJoin) apply(t *View) (Result, error) {
 		if have.Removed {
 			return Result{}, removedNode(have)
 		}
-		n.Kind, n.Revision, n.Removed = have.Kind, have.Revision, false
+		n.Kind, n.Duty, n.Revision, n.Removed = have.Kind, have.Duty, have.Revision, false
 		if n.equal(have) {
 			return Result{}, nil
 		}
@@ -84,13 +84,13 @@ func (c *NodeJoin) apply(t *View) (Result, error) {
 	if other, ok := t.NodeByName(n.Name); ok {
 		return Result{}, nodeNameTaken(other)
 	}
-	n.Kind, n.Revision, n.Removed = MemberWatcher, 1, false
+	n.Kind, n.Duty, n.Revision, n.Removed = MemberWatcher, DutyServing, 1, false
 	t.nodes = t.nodes.set(n.ID, &n)
 	return Result{Changed: true}, nil
 }
 
 // NodeUpdate replaces what a node says of itself. Node.Revision is the revision
-// it was read at (compared); Kind and Removed are ignored.
+// it was read at (compared); Kind, Duty and Removed are ignored.
 type NodeUpdate struct {
 	Node Node
 }
@@ -107,7 +107,7 @@ func (c *NodeUpdate) apply(t *View) (Result, error) {
 		return Result{}, err
 	}
 	asked := n.Revision
-	n.Kind, n.Revision, n.Removed = have.Kind, have.Revision, false
+	n.Kind, n.Duty, n.Revision, n.Removed = have.Kind, have.Duty, have.Revision, false
 	if n.equal(have) {
 		return Result{}, nil
 	}
@@ -127,7 +127,8 @@ func (c *NodeUpdate) apply(t *View) (Result, error) {
 }
 
 // NodeRemove removes a node for ever. It is refused while the node holds a
-// volume or one of its disks a replica.
+// volume, or one of its disks a replica that is not being deleted: those that are
+// go with it, for their disks will not be asked again.
 type NodeRemove struct {
 	Node holdfast.NodeID
 }
@@ -142,6 +143,7 @@ func (c *NodeRemove) apply(t *View) (Result, error) {
 	if have.Removed {
 		return Result{}, nil
 	}
+	var deleting []holdfast.ReplicaID
 	for vol := range t.volumes.all() {
 		if vol.Phase != PhaseDetached && vol.Holder.Node == c.Node {
 			return Result{}, holdfast.Errorf(holdfast.ErrRefused, "node %s holds volume %s", have.Name, vol.Name).
@@ -149,11 +151,21 @@ func (c *NodeRemove) apply(t *View) (Result, error) {
 		}
 		for i := range vol.Segments {
 			for _, r := range vol.Segments[i].Replicas {
-				if d, ok := t.disks.get(r.Disk); ok && d.Node == c.Node {
+				d, ok := t.disks.get(r.Disk)
+				switch {
+				case !ok || d.Node != c.Node:
+				case r.Role == holdfast.RoleDeleting:
+					deleting = append(deleting, r.ID)
+				default:
 					return Result{}, holdfast.Errorf(holdfast.ErrRefused, "node %s has a replica of volume %s on disk %v", have.Name, vol.Name, r.Disk).
 						WithRemedy("drain the node first")
 				}
 			}
+		}
+	}
+	for _, id := range deleting {
+		if _, err := (&ReplicaGone{Replica: id}).apply(t); err != nil {
+			return Result{}, err
 		}
 	}
 	n := *have
@@ -188,6 +200,34 @@ func (c *SetMember) apply(t *View) (Result, error) {
 	}
 	n := *have
 	n.Kind = c.To
+	n.Revision++
+	t.nodes = t.nodes.set(n.ID, &n)
+	return Result{Changed: true}, nil
+}
+
+// SetDuty changes what is expected of a node. From is compared.
+type SetDuty struct {
+	Node     holdfast.NodeID
+	From, To NodeDuty
+}
+
+func (*SetDuty) kind() commandKind { return kindSetDuty }
+
+func (c *SetDuty) apply(t *View) (Result, error) {
+	have, err := t.liveNode(c.Node)
+	if err != nil {
+		return Result{}, err
+	}
+	switch {
+	case !slices.Contains(duties, c.To):
+		return Result{}, invalid("%q is not a duty of a node", c.To)
+	case have.Duty == c.To:
+		return Result{}, nil
+	case have.Duty != c.From:
+		return Result{}, refuse(holdfast.ErrRefused, ReasonStaleRevision, "node %s is %s, not %s", have.Name, have.Duty, c.From)
+	}
+	n := *have
+	n.Duty = c.To
 	n.Revision++
 	t.nodes = t.nodes.set(n.ID, &n)
 	return Result{Changed: true}, nil
@@ -252,9 +292,10 @@ func nodeFields(n Node) any {
 		version  string
 		level    holdfast.ClusterLevel
 		kind     MemberKind
+		duty     NodeDuty
 		revision uint64
 		removed  bool
-	}{n.ID, n.Name, n.Addresses, n.Instance, n.HasDisks, n.Version, n.MaxLevel, n.Kind, n.Revision, n.Removed}
+	}{n.ID, n.Name, n.Addresses, n.Instance, n.HasDisks, n.Version, n.MaxLevel, n.Kind, n.Duty, n.Revision, n.Removed}
 }
 
 func (l Labels) validate() error {

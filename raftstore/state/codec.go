@@ -179,6 +179,7 @@ var (
 	formatStates = []holdfast.FormatState{holdfast.FormatNone, holdfast.FormatDoing, holdfast.FormatDone}
 	ackModes     = []holdfast.AckMode{holdfast.AckReceived, holdfast.AckDurable}
 	phases       = []Phase{PhaseDetached, PhaseAttaching, PhaseAttached}
+	duties       = []NodeDuty{DutyServing, DutyMaintenance, DutyDraining}
 	memberKinds  = []MemberKind{MemberWatcher, MemberNonVoter, MemberVoter}
 )
 

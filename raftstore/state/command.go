@@ -92,6 +92,8 @@ const (
 	kindSetLabels     commandKind = 23
 	kindRename        commandKind = 24
 	kindForceRecover  commandKind = 25
+	kindUpdateVolume  commandKind = 26
+	kindSetDuty       commandKind = 27
 )
 
 // newCommand returns an empty command of a kind, nil if there is none.
@@ -147,6 +149,10 @@ func newCommand(k commandKind) Command {
 		return &Rename{}
 	case kindForceRecover:
 		return &ForceRecover{}
+	case kindUpdateVolume:
+		return &UpdateVolume{}
+	case kindSetDuty:
+		return &SetDuty{}
 	}
 	return nil
 }

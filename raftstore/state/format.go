@@ -36,6 +36,12 @@ func (n *Node) code(c *coder) {
 	} else {
 		enum(c, &n.Kind, memberKinds)
 	}
+	if !c.decoding && n.Duty == "" {
+		d := DutyServing
+		enum(c, &d, duties)
+	} else {
+		enum(c, &n.Duty, duties)
+	}
 	u64(c, &n.Revision)
 	c.bool(&n.Removed)
 }
@@ -105,6 +111,7 @@ func (r *Replica) code(c *coder) {
 	u64(c, &r.SinceEpoch)
 	u64(c, &r.Opened)
 	id(c, &r.Lineage)
+	c.bool(&r.Leaving)
 }
 
 func (h *EpochStart) code(c *coder) {
@@ -265,6 +272,14 @@ func (x *ResizeVolume) code(c *coder) {
 
 func (x *SetLabels) code(c *coder) { id(c, &x.Volume); u64(c, &x.Revision); x.Labels.code(c) }
 func (x *Rename) code(c *coder)    { id(c, &x.Volume); c.str(&x.From); c.str(&x.To) }
+
+func (x *UpdateVolume) code(c *coder) { id(c, &x.Volume); x.From.code(c); x.To.code(c) }
+
+func (x *SetDuty) code(c *coder) {
+	id(c, &x.Node)
+	enum(c, &x.From, duties)
+	enum(c, &x.To, duties)
+}
 
 func (x *ForceRecover) code(c *coder) {
 	id(c, &x.Volume)

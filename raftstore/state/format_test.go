@@ -43,6 +43,8 @@ func fill(t testing.TB, v reflect.Value, n *uint64) {
 			v.SetString(string(PhaseAttached))
 		case MemberKind:
 			v.SetString(string(MemberVoter))
+		case NodeDuty:
+			v.SetString(string(DutyDraining))
 		default:
 			v.SetString("text" + string(rune('a'+*n%26)))
 		}
@@ -95,8 +97,8 @@ func golden(t testing.TB) map[string][]byte {
 }
 
 func TestEveryFieldOfEveryCommandIsWritten(t *testing.T) {
-	if got := len(kinds()); got != 25 {
-		t.Fatalf("%d kinds of commands, want 25", got)
+	if got := len(kinds()); got != 27 {
+		t.Fatalf("%d kinds of commands, want 27", got)
 	}
 	for _, k := range kinds() {
 		cmd := newCommand(k)

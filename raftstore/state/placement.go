@@ -60,6 +60,35 @@ func Place(v *View, req PlaceRequest) ([]SegmentPlacement, error) {
 	return out, nil
 }
 
+// PlaceOne chooses a disk for one more replica of a segment, beside those it has:
+// by the rules of Place, on none of the nodes in Avoid, and on no disk that is
+// fuller than MostFull. Pool, Avoid and NewReplica of req count.
+func PlaceOne(v *View, seg *Segment, req PlaceRequest) (ReplicaPlacement, error) {
+	var chosen, candidates []*candidate
+	for _, c := range v.candidates(req) {
+		if c.disk.Size-c.disk.Free <= int64(float64(c.disk.Size)*MostFull) {
+			candidates = append(candidates, c)
+		}
+	}
+	for _, r := range seg.Replicas {
+		if d, ok := v.disks.get(r.Disk); ok && r.Role != holdfast.RoleDeleting && r.Role != holdfast.RoleOrphan {
+			if n, ok := v.nodes.get(d.Node); ok {
+				chosen = append(chosen, &candidate{disk: d, node: n})
+			}
+		}
+	}
+	best := pick(candidates, chosen)
+	if best == nil {
+		return ReplicaPlacement{}, holdfast.Errorf(holdfast.ErrRefused, "no other node has a usable disk that is less than %.0f %% full", 100*MostFull).
+			WithRemedy("add a node with a disk, or ask for fewer replicas")
+	}
+	return ReplicaPlacement{Replica: req.NewReplica(), Disk: best.disk.ID}, nil
+}
+
+// MostFull is the share of a disk in use above which no replica is placed on it
+// for others: what is left is for those it has.
+const MostFull = 0.92
+
 // candidate is a usable disk.
 type candidate struct {
 	disk      *Disk
@@ -72,7 +101,7 @@ func (v *View) candidates(req PlaceRequest) []*candidate {
 	at := map[holdfast.DiskID]*candidate{}
 	for d := range v.Disks() {
 		n, ok := v.nodes.get(d.Node)
-		if !ok || n.Removed || d.State != holdfast.DiskOK || slices.Contains(req.Avoid, n.ID) || req.Pool != "" && req.Pool != d.Pool {
+		if !ok || n.Removed || n.Duty != DutyServing || d.State != holdfast.DiskOK || slices.Contains(req.Avoid, n.ID) || req.Pool != "" && req.Pool != d.Pool {
 			continue
 		}
 		c := &candidate{disk: d, node: n}

@@ -80,7 +80,7 @@ func (m *machine) replicaOf(s *Segment) holdfast.ReplicaID {
 func (m *machine) draw() Command {
 	vol, sid, seg := m.volume()
 	node := rapid.IntRange(0, len(m.nodes)-1).Draw(m.rt, "node")
-	commands := []int{0, 2, 3, 5, 8, 10, 12, 14, 15, 16, 17, 18, 19, 20, 21, 22}
+	commands := []int{0, 2, 3, 5, 8, 10, 12, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23, 24}
 	switch {
 	case vol.Phase == PhaseAttaching && m.chance(60, "go on"):
 		commands = []int{5}
@@ -165,6 +165,16 @@ func (m *machine) draw() Command {
 			return &DiskFailed{Disk: d.ID, OpenCount: off(m, d.OpenCount), Reason: "EIO"}
 		}
 		return &DiskOpen{Disk: d.ID, Node: m.nodes[node], Instance: m.instances[node], OpenCount: off(m, d.OpenCount+1), Size: 1 << 40, Free: 1 << 30}
+	case 23:
+		if vol.ID.IsZero() {
+			return &InitCluster{ID: m.view.Cluster().ID, Level: holdfast.Level1}
+		}
+		to := vol.Options
+		to.Replicas, to.MinCopies = rapid.IntRange(1, 4).Draw(m.rt, "replicas"), rapid.IntRange(1, 3).Draw(m.rt, "min_copies")
+		return &UpdateVolume{Volume: vol.ID, From: vol.Options, To: to}
+	case 24:
+		have, _ := m.view.Node(m.nodes[node])
+		return &SetDuty{Node: have.ID, From: have.Duty, To: pickOne(m, duties, "duty")}
 	case 22:
 		c := &ForceRecover{Volume: vol.ID, Expect: off(m, vol.Epoch), Lineage: newID[holdfast.LineageID](m.world)}
 		for i := range vol.Segments {
@@ -290,7 +300,7 @@ func TestRulesHoldForAnyCommands(t *testing.T) {
 	})
 	// The drawing is worth something only if all of these come to pass.
 	for _, cmd := range []Command{&CreateVolume{}, &AttachBegin{}, &Activate{}, &ShrinkISR{}, &GrowISR{}, &Detach{}, &AddReplica{}, &RemoveReplica{},
-		&ReplicaGone{}, &DeleteVolume{}, &Rename{}, &StartSync{}, &ResizeVolume{}, &DiskFailed{}, &DiskOpen{}, &NodeUpdate{}, &NodeRemove{}, &ForceRecover{}} {
+		&ReplicaGone{}, &DeleteVolume{}, &Rename{}, &StartSync{}, &ResizeVolume{}, &DiskFailed{}, &DiskOpen{}, &NodeUpdate{}, &NodeRemove{}, &ForceRecover{}, &UpdateVolume{}, &SetDuty{}} {
 		if accepted[Name(cmd)] == 0 {
 			t.Errorf("no %s was ever accepted: the property says nothing of it", Name(cmd))
 		}

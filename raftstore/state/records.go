@@ -83,6 +83,16 @@ const (
 	MemberVoter    MemberKind = "voter"
 )
 
+// NodeDuty says what the cluster may expect of a node, by its operator's word.
+type NodeDuty string
+
+// The duties.
+const (
+	DutyServing     NodeDuty = "serving"
+	DutyMaintenance NodeDuty = "maintenance" // it will be back: nothing is moved away from it, nothing new placed on it
+	DutyDraining    NodeDuty = "draining"    // its replicas are moved to other nodes
+)
+
 // Addresses are HOST:PORT strings that other nodes dial; names are resolved at
 // every dial.
 type Addresses struct {
@@ -103,6 +113,7 @@ type Node struct {
 	Version   string              // of the binary
 	MaxLevel  holdfast.ClusterLevel
 	Kind      MemberKind
+	Duty      NodeDuty
 	Revision  uint64 // counts changes; NodeUpdate compares it
 	Removed   bool
 }
@@ -202,6 +213,8 @@ type Replica struct {
 	Opened holdfast.Epoch
 	// Lineage is the volume's as the replica was made: its disk answers to it.
 	Lineage holdfast.LineageID
+	// Leaving: it is to go. While it is in sync, its writer takes it out.
+	Leaving bool
 }
 
 // EpochStart is one activated epoch of a segment.

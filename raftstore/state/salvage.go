@@ -97,7 +97,7 @@ func (s *Segment) salvage(chosen *Replica, epoch holdfast.Epoch) {
 		r := &s.Replicas[i]
 		switch {
 		case r == chosen:
-			r.Role, r.SinceEpoch = holdfast.RoleInSync, epoch
+			r.Role, r.SinceEpoch, r.Leaving = holdfast.RoleInSync, epoch, false
 		case r.Role == holdfast.RoleInSync || r.Role == holdfast.RoleStale:
 			r.Role, r.SinceEpoch = holdfast.RoleOrphan, epoch
 		case r.Role == holdfast.RoleSyncing:

@@ -272,9 +272,10 @@ func (c *AddReplica) apply(t *View) (Result, error) {
 	return segmentResult(vol, seg, true), nil
 }
 
-// RemoveReplica makes a replica that is not in sync DELETING. A STALE one may be
-// the last hope of a salvage: it goes only when the segment has as many in-sync
-// replicas as asked for, or by force.
+// RemoveReplica makes a replica DELETING, for good. A STALE or in-sync one goes only
+// when the segment keeps as many in-sync replicas as asked for, or by force, the
+// last in-sync one never. An in-sync one of a volume that has a writer is marked
+// Leaving first: it is DELETING once its writer took it out (R2).
 type RemoveReplica struct {
 	Segment       holdfast.SegmentID
 	LayoutVersion uint64 // compared
@@ -302,17 +303,40 @@ func (c *RemoveReplica) apply(t *View) (Result, error) {
 	if seg.LayoutVersion != c.LayoutVersion {
 		return Result{}, staleLayout(seg, c.LayoutVersion)
 	}
-	if r.Role == holdfast.RoleInSync {
-		return Result{}, holdfast.Errorf(holdfast.ErrRefused, "replica %v is in sync; its writer must drop it first", c.Replica)
+	staying := seg.staying(c.Replica)
+	if r.Role == holdfast.RoleInSync && staying == 0 {
+		return Result{}, refuse(holdfast.ErrRefused, ReasonLastInSync, "replica %v is the last in-sync one of segment %v", c.Replica, c.Segment)
 	}
-	if r.Role == holdfast.RoleStale && !c.Force && len(seg.ISR()) < vol.Options.Replicas {
-		return Result{}, holdfast.Errorf(holdfast.ErrRefused, "replica %v is stale, but segment %v has only %d of %d replicas in sync", c.Replica, c.Segment, len(seg.ISR()), vol.Options.Replicas)
+	if (r.Role == holdfast.RoleStale || r.Role == holdfast.RoleInSync) && !c.Force && staying < vol.Options.Replicas {
+		return Result{}, holdfast.Errorf(holdfast.ErrRefused, "replica %v is %s, and without it segment %v has only %d of %d replicas in sync", c.Replica, r.Role, c.Segment, staying, vol.Options.Replicas)
+	}
+	seg.LayoutVersion++
+	if r.Role == holdfast.RoleInSync {
+		if vol.Phase != PhaseDetached {
+			if r.Leaving {
+				return segmentResult(vol, seg, false), nil
+			}
+			r.Leaving = true
+			t.putVolume(vol)
+			return segmentResult(vol, seg, true), nil
+		}
+		seg.ISRVersion++
 	}
 	r.Role, r.SinceEpoch = holdfast.RoleDeleting, vol.Epoch
-	seg.LayoutVersion++
 	seg.prune()
 	t.putVolume(vol)
 	return segmentResult(vol, seg, true), nil
+}
+
+// staying counts the in-sync replicas that stay, without one.
+func (s *Segment) staying(without holdfast.ReplicaID) int {
+	n := 0
+	for _, r := range s.Replicas {
+		if r.Role == holdfast.RoleInSync && !r.Leaving && r.ID != without {
+			n++
+		}
+	}
+	return n
 }
 
 func staleLayout(s *Segment, want uint64) error {
@@ -360,6 +384,40 @@ func (c *ResizeVolume) apply(t *View) (Result, error) {
 	if err := t.addSegments(vol, c.Placement, vol.Epoch); err != nil {
 		return Result{}, err
 	}
+	t.putVolume(vol)
+	return volumeResult(vol, true), nil
+}
+
+// UpdateVolume changes what may be changed of a volume's options: Replicas,
+// MinCopies, FailHeldAfter and PingsOnly. From is compared. Placing and removing
+// replicas for another number of them is not part of it.
+type UpdateVolume struct {
+	Volume   holdfast.VolumeID
+	From, To VolumeOptions
+}
+
+func (*UpdateVolume) kind() commandKind { return kindUpdateVolume }
+
+func (c *UpdateVolume) apply(t *View) (Result, error) {
+	vol, err := t.changeVolume(c.Volume)
+	if err != nil {
+		return Result{}, err
+	}
+	if vol.Options == c.To {
+		return volumeResult(vol, false), nil
+	}
+	if vol.Options != c.From {
+		return Result{}, refuse(holdfast.ErrRefused, ReasonStaleRevision, "the options of volume %s were changed meanwhile", vol.Name)
+	}
+	if err := c.To.validate(); err != nil {
+		return Result{}, err
+	}
+	same := c.To
+	same.Replicas, same.MinCopies, same.FailHeldAfter, same.PingsOnly = c.From.Replicas, c.From.MinCopies, c.From.FailHeldAfter, c.From.PingsOnly
+	if same != c.From {
+		return Result{}, invalid("an option of volume %s that is fixed when it is made cannot be changed", vol.Name)
+	}
+	vol.Options = c.To
 	t.putVolume(vol)
 	return volumeResult(vol, true), nil
 }

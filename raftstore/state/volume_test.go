@@ -120,8 +120,7 @@ func TestAddAndRemoveReplica(t *testing.T) {
 	a.refused(&AddReplica{Segment: a.seg, LayoutVersion: 1, Replica: newID[holdfast.ReplicaID](a.world), Disk: free}, holdfast.ErrRefused, ReasonStaleRevision)
 	a.refused(&AddReplica{Segment: a.seg, LayoutVersion: 2, Replica: newID[holdfast.ReplicaID](a.world), Disk: free}, holdfast.ErrRefused, "")
 
-	// In sync: its writer drops it first.
-	a.refused(&RemoveReplica{Segment: a.seg, LayoutVersion: 2, Replica: a.r[0]}, holdfast.ErrRefused, "")
+	a.refused(&RemoveReplica{Segment: a.seg, LayoutVersion: 2, Replica: a.r[0]}, holdfast.ErrRefused, "") // in sync, and two of three would stay
 	a.must(&ShrinkISR{Segment: a.seg, Epoch: 1, ISRVersion: 2, Replica: a.r[0]})
 	// Stale, while too few are in sync: it may be the last hope.
 	a.refused(&RemoveReplica{Segment: a.seg, LayoutVersion: 2, Replica: a.r[0]}, holdfast.ErrRefused, "")

@@ -266,7 +266,7 @@ func (c *cluster) replace(a *Attachment, i int, h *host) {
 func (c *cluster) options(on *host) Options {
 	o := Options{
 		Cluster: testCluster, Node: on.node, Instance: holdfast.NewID[holdfast.InstanceID](),
-		Volume: testVolume, Size: c.size, SegmentSize: c.segmentSize, Copies: len(c.hosts),
+		Volume: testVolume, Size: c.size, SegmentSize: c.segmentSize, Policy: Policy{Copies: len(c.hosts)},
 		Session: holdfast.NewID[holdfast.SessionID](), Meta: c.meta, Local: on.server, Limits: testLimits, Logger: testLogger(c.t),
 		Dial: c.dial,
 		Gone: func(n holdfast.NodeID) bool { return c.down(n) },

@@ -75,6 +75,7 @@ type Segment struct {
 // Policy says what writes do when copies or raft are missing; see the fields of
 // the same names of coordinator.Options.
 type Policy struct {
+	Copies        int // replicas the volume is to have
 	MinCopies     int
 	FailHeldAfter time.Duration
 }
@@ -89,7 +90,6 @@ type Options struct {
 	Volume      holdfast.VolumeID
 	Size        int64 // bytes, a multiple of holdfast.BlockSize
 	SegmentSize int64 // bytes; zero: holdfast.DefaultSegmentSize
-	Copies      int   // replicas the volume was made with
 	Ack         holdfast.AckMode
 	Policy      Policy
 	// PingsOnly (read_promises=off): see coordinator.Options.

@@ -91,7 +91,7 @@ func newSegment(a *Attachment, index int, size int64) *segment {
 		Now: now(), Node: a.o.Node, Epoch: a.o.Epoch, ISRVersion: d.ISRVersion,
 		Replicas: append([]coordinator.Replica(nil), d.Replicas...), History: append([]coordinator.Start(nil), d.History...),
 		HistoryPruned: d.HistoryPruned, Floor: d.Floor, Detached: a.o.Detached, End: d.End, AcceptLoss: a.o.AcceptLoss, Salvaged: d.Salvaged,
-		PingsOnly: a.o.PingsOnly, Copies: a.o.Copies, Ack: a.o.Ack, Limits: a.o.Limits,
+		PingsOnly: a.o.PingsOnly, Copies: a.o.Policy.Copies, Ack: a.o.Ack, Limits: a.o.Limits,
 		MinCopies: a.o.Policy.MinCopies, FailHeldAfter: a.o.Policy.FailHeldAfter,
 	}
 	if a.o.Gone != nil {

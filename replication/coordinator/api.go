@@ -37,6 +37,7 @@ type Replica struct {
 	Node    holdfast.NodeID
 	Role    holdfast.ReplicaRole
 	Lineage holdfast.LineageID // what its disk answers to; for the edge only
+	Leaving bool               // it is to be taken out of the in-sync set, and not to come back
 }
 
 // Options are what a Core starts from: the applied result of AttachBegin.
@@ -248,8 +249,9 @@ type (
 		ISR        []holdfast.ReplicaID
 	}
 
-	// Policy replaces Options.MinCopies and FailHeldAfter.
+	// Policy replaces the options of the same names.
 	Policy struct {
+		Copies        int
 		MinCopies     int
 		FailHeldAfter time.Duration
 	}

@@ -223,8 +223,9 @@ func (c *Core) Step(now time.Duration, ev Event) []Action {
 	case Meta:
 		c.onMeta(e)
 	case Policy:
-		c.opt.MinCopies, c.opt.FailHeldAfter = e.MinCopies, e.FailHeldAfter
+		c.opt.Copies, c.opt.MinCopies, c.opt.FailHeldAfter = e.Copies, e.MinCopies, e.FailHeldAfter
 		if c.phase == PhaseActive || c.phase == PhaseDetaching {
+			c.setAckMode()
 			c.lookBelow()
 		}
 	case Detach:

@@ -79,6 +79,9 @@ func (c *Core) explainData(add func(time.Duration, string, ...any)) {
 			}
 			add(since, "replica %v (%s) to acknowledge write %d", m.ID, linkNames[m.link], c.acked+1)
 		}
+		if m.Leaving && m.inISR && !m.evicting {
+			add(c.now, "enough other in-sync copies before replica %v, which is to go, is taken out", m.ID)
+		}
 		if m.evicting {
 			add(m.lastHeard, "replica %v to be taken out of the in-sync set", m.ID)
 		}

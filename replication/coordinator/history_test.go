@@ -259,7 +259,11 @@ func (h *history) do(line string) []string {
 	case "replicas":
 		ev = Replicas{h.replicas(pos)}
 	case "policy":
-		ev = Policy{int(key("min")), time.Duration(key("fail-after")) * time.Millisecond}
+		p := Policy{h.c.opt.Copies, int(key("min")), time.Duration(key("fail-after")) * time.Millisecond}
+		if kv["copies"] != "" {
+			p.Copies = int(key("copies"))
+		}
+		ev = p
 	case "detach":
 		ev = Detach{}
 	case "stop":
@@ -270,7 +274,7 @@ func (h *history) do(line string) []string {
 	return h.step(ev)
 }
 
-// replicas reads a@1:in-sync: replica a on node 1.
+// replicas reads a@1:in-sync: replica a on node 1; leaving is in sync too.
 func (h *history) replicas(words []string) []Replica {
 	var out []Replica
 	for _, w := range words {
@@ -279,7 +283,11 @@ func (h *history) replicas(words []string) []Replica {
 		if role == "" {
 			role = string(holdfast.RoleInSync)
 		}
-		out = append(out, Replica{ID: rep(id), Node: nod(node), Role: holdfast.ReplicaRole(role)})
+		r := Replica{ID: rep(id), Node: nod(node), Role: holdfast.ReplicaRole(role)}
+		if role == "leaving" {
+			r.Role, r.Leaving = holdfast.RoleInSync, true
+		}
+		out = append(out, r)
 	}
 	return out
 }

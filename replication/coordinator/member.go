@@ -150,7 +150,7 @@ func (c *Core) onReplicas(list []Replica) {
 	kept := c.members[:0:0]
 	for _, m := range c.members {
 		if r := listed(m.ID); r != nil {
-			m.Replica.Role = r.Role
+			m.Replica.Role, m.Leaving = r.Role, r.Leaving
 		} else if !m.inAckset && !m.inISR {
 			c.dropLink(m)
 			c.forget(m)
@@ -177,7 +177,7 @@ func (c *Core) nodeGone(node holdfast.NodeID, gone bool) {
 }
 
 func (c *Core) connect(m *member) {
-	if m.link != linkDown || c.now < m.retry || c.heldDown(m) {
+	if m.link != linkDown || c.now < m.retry || c.heldDown(m) || m.Leaving && !m.inISR {
 		return
 	}
 	m.link = linkDialing
@@ -325,6 +325,10 @@ func (c *Core) watch(m *member) {
 	if !m.evicting && (m.hard || silence >= c.lim.Evict || age >= c.lim.OpAge) && c.otherHealthy(m) {
 		m.evicting = true
 		c.notice(NoticeEvicting, m, true, "silent for %v, oldest op %v, failed %v", silence, age, m.hard)
+	}
+	if !m.evicting && c.mayLeave(m) {
+		m.evicting = true
+		c.notice(NoticeEvicting, m, false, "it is to go, and enough others are in sync")
 	}
 	if m.evicting && Mutant == "ack_before_raft" {
 		c.dropFromAckset(m)

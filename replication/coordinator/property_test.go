@@ -141,7 +141,7 @@ func TestMadhouse(t *testing.T) {
 		names := []string{"a", "b", "c"}
 		o := Options{Epoch: 3, ISRVersion: 1, Copies: 3, Node: nod("1"), History: []Start{{Epoch: 1, S: 0}}, Limits: Limits{WindowOps: 8}}
 		policy := func() Policy {
-			return Policy{MinCopies: rapid.IntRange(0, 3).Draw(t, "min copies"), FailHeldAfter: time.Duration(rapid.IntRange(0, 4).Draw(t, "fail after")) * time.Second}
+			return Policy{Copies: rapid.IntRange(1, 4).Draw(t, "copies"), MinCopies: rapid.IntRange(0, 3).Draw(t, "min copies"), FailHeldAfter: time.Duration(rapid.IntRange(0, 4).Draw(t, "fail after")) * time.Second}
 		}
 		p := policy()
 		o.MinCopies, o.FailHeldAfter = p.MinCopies, p.FailHeldAfter

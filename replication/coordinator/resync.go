@@ -277,7 +277,7 @@ func (c *Core) mayGrow(m *member) bool {
 	if Mutant == "add_raft_first" && c.mayCount(m) && !m.inISR {
 		return m.tail >= c.acked && m.dur >= c.commit
 	}
-	if !m.inAckset || m.inISR || m.evicting || !m.streaming() {
+	if !m.inAckset || m.inISR || m.evicting || m.Leaving || !m.streaming() {
 		return false
 	}
 	return m.tail >= c.acked && m.dur >= c.commit && m.intactSent

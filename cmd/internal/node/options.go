@@ -7,9 +7,11 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/holdfast-storage/holdfast"
 	"github.com/holdfast-storage/holdfast/cmd/internal/api"
+	"github.com/holdfast-storage/holdfast/cmd/internal/controller"
 )
 
 // Defaults of the daemon's flags.
@@ -20,6 +22,8 @@ const (
 	// they are for.
 	minBallast = 16 << 20
 	minWAL     = 16 << 20
+	// minRebuildAfter: a node is not even called gone before.
+	minRebuildAfter = 5 * time.Second
 	// minDefaultDisk is the least that a disk image made without --disk may
 	// hold; less is refused, since a volume would not fit.
 	minDefaultDisk = 1 << 30
@@ -41,6 +45,9 @@ type Options struct {
 	PluginSocket *string  // nil: default where possible; "" is off
 	DockerSocket string
 	NBDAddress   string // HOST:PORT of the NBD server; off when empty
+	// RebuildAfter is how long a node may be gone before its replicas are made anew
+	// elsewhere; 10 minutes by default.
+	RebuildAfter time.Duration
 	Ballast      string // size of the file that keeps room for the metadata
 	Labels       map[string]string
 	Insecure     bool // listeners in clear beyond loopback
@@ -150,6 +157,12 @@ func (o *Options) Validate() error {
 		if o.ballast, err = holdfast.ParseSize(o.Ballast); err != nil || o.ballast < minBallast {
 			return holdfast.Errorf(holdfast.ErrInvalid, "--ballast %q is not a size of at least 16M", o.Ballast)
 		}
+	}
+	if o.RebuildAfter == 0 {
+		o.RebuildAfter = controller.DefaultGrace
+	}
+	if o.RebuildAfter < minRebuildAfter {
+		return holdfast.Errorf(holdfast.ErrInvalid, "--rebuild-after %v is less than %v", o.RebuildAfter, minRebuildAfter).WithRemedy("a host that only restarts should be back before")
 	}
 	return o.parseDisks()
 }

@@ -19,6 +19,7 @@ import (
 	"github.com/holdfast-storage/holdfast/blockdev/mount"
 	"github.com/holdfast-storage/holdfast/blockdev/nbd"
 	"github.com/holdfast-storage/holdfast/blockdev/vfs"
+	"github.com/holdfast-storage/holdfast/cmd/internal/controller"
 	"github.com/holdfast-storage/holdfast/cmd/internal/keeper"
 	"github.com/holdfast-storage/holdfast/cmd/internal/observe"
 	"github.com/holdfast-storage/holdfast/cmd/internal/reconcile"
@@ -377,12 +378,16 @@ func (n *node) startVolumes(ctx context.Context) error {
 }
 
 // serveUsers lets the API answer.
-func (n *node) serveUsers(context.Context) error {
+func (n *node) serveUsers(ctx context.Context) error {
 	warnings := []string{}
 	if host, _, _ := net.SplitHostPort(n.o.Address); n.o.Insecure && !isLoopback(host) {
 		warnings = append(warnings, "--insecure: this node listens in clear on "+n.o.Address)
 	}
-	n.api.Start(server.Options{Cluster: n.meta, Attachments: n.att, Disks: n.disks, Serve: n.serve, Node: n.id.Node,
+	rebuilds := controller.New(controller.Options{Cluster: n.meta, Leads: n.store.IsLeader, Self: n.id.Node, Grace: n.o.RebuildAfter, Logger: n.log})
+	ctx, stop := context.WithCancel(context.WithoutCancel(ctx))
+	n.run(func() { rebuilds.Run(ctx) })
+	n.onClose(func(context.Context) { stop() })
+	n.api.Start(server.Options{Cluster: n.meta, Attachments: n.att, Disks: n.disks, Serve: n.serve, Node: n.id.Node, Rebuilds: rebuilds,
 		Leader: n.store.Leader, Version: n.o.Version, Warnings: warnings, Off: n.off, Logger: n.log})
 	n.serveObservers()
 	return nil

@@ -391,7 +391,7 @@ func (a *Attachments) attachmentOptions(v *state.Volume, before *state.Volume) a
 	o := attachment.Options{
 		Cluster: a.o.ID, Node: a.o.Node, Instance: a.o.Instance, Level: a.o.Cluster.View().Cluster().Level,
 		Volume: v.ID, Size: v.Size, SegmentSize: v.Options.SegmentSize,
-		Copies: v.Options.Replicas, Ack: v.Options.AckMode, Policy: policy(v), PingsOnly: v.Options.PingsOnly,
+		Ack: v.Options.AckMode, Policy: policy(v), PingsOnly: v.Options.PingsOnly,
 		Epoch: v.Epoch, Session: v.Session, Detached: before.Phase == state.PhaseDetached,
 		Meta: meta{a.o.Cluster}, Dial: a.dial, Gone: a.o.Cluster.Gone, Local: a.o.Serve, Memory: a.memory,
 		Logger: a.o.Logger.With("name", v.Name),
@@ -411,7 +411,7 @@ func (a *Attachments) attachmentOptions(v *state.Volume, before *state.Volume) a
 
 // policy is what the volume's options say of missing copies.
 func policy(v *state.Volume) attachment.Policy {
-	return attachment.Policy{MinCopies: v.Options.MinCopies, FailHeldAfter: time.Duration(v.Options.FailHeldAfter) * time.Second}
+	return attachment.Policy{Copies: v.Options.Replicas, MinCopies: v.Options.MinCopies, FailHeldAfter: time.Duration(v.Options.FailHeldAfter) * time.Second}
 }
 
 // replicas translates raft's list; a copy whose disk raft does not know has no
@@ -421,7 +421,7 @@ func (a *Attachments) replicas(s *state.Segment) []coordinator.Replica {
 	list := make([]coordinator.Replica, 0, len(s.Replicas))
 	for _, r := range s.Replicas {
 		if d, ok := view.Disk(r.Disk); ok {
-			list = append(list, coordinator.Replica{ID: r.ID, Node: d.Node, Role: r.Role, Lineage: r.Lineage})
+			list = append(list, coordinator.Replica{ID: r.ID, Node: d.Node, Role: r.Role, Lineage: r.Lineage, Leaving: r.Leaving})
 		}
 	}
 	return list

@@ -77,6 +77,7 @@ func (s *Server) explain(v *state.Volume) *apipb.Explanation {
 	default:
 		say("volume %s: node %s holds epoch %d (%s)", v.Name, s.nodeName(v.Holder.Node), v.Epoch, v.Phase)
 	}
+	s.explainRebuilds(e, view, v)
 	if here {
 		if held.Waiting != "" {
 			e.Waits = append(e.Waits, &apipb.WaitReason{Reason: held.Waiting})
@@ -183,7 +184,7 @@ func (s *Server) used(v *state.Volume) int64 {
 }
 
 func (s *Server) replica(view *state.View, held reconcile.Held, segment int, r state.Replica) *apipb.Replica {
-	out := &apipb.Replica{Id: r.ID.String(), Segment: uint32(segment), Node: s.diskNode(view, r.Disk), Disk: r.Disk.String(), State: string(r.Role), SinceEpoch: uint64(r.SinceEpoch)}
+	out := &apipb.Replica{Id: r.ID.String(), Segment: uint32(segment), Node: s.diskNode(view, r.Disk), Disk: r.Disk.String(), State: string(r.Role), Leaving: r.Leaving, SinceEpoch: uint64(r.SinceEpoch)}
 	if d, ok := view.Disk(r.Disk); ok {
 		if n, ok := view.Node(d.Node); ok {
 			out.Address = n.Addresses.Data

@@ -13,6 +13,7 @@ import (
 	"github.com/holdfast-storage/holdfast"
 	"github.com/holdfast-storage/holdfast/cmd/internal/api"
 	"github.com/holdfast-storage/holdfast/cmd/internal/api/apipb"
+	"github.com/holdfast-storage/holdfast/cmd/internal/controller"
 	"github.com/holdfast-storage/holdfast/cmd/internal/reconcile"
 	"github.com/holdfast-storage/holdfast/raftstore/state"
 	"github.com/holdfast-storage/holdfast/replication/serve"
@@ -25,6 +26,7 @@ type Options struct {
 	Disks       *reconcile.Disks
 	Serve       *serve.Server
 	Node        holdfast.NodeID
+	Rebuilds    *controller.Controller
 	// Leader names the raft leader, if one is known.
 	Leader   func() (holdfast.NodeID, bool)
 	Version  string

@@ -73,8 +73,25 @@ func (s *Server) node(view *state.View, n *state.Node) *apipb.Node {
 		Name: n.Name, Id: n.ID.String(), Address: n.Addresses.API, DataAddress: n.Addresses.Data, RaftAddress: n.Addresses.Raft,
 		State: "up", Raft: string(n.Kind), Version: n.Version, Labels: n.Labels.Map(), Disks: s.disks(view, n.ID),
 	}
+	out.Duty = string(n.Duty)
 	if n.ID != s.o.Node && s.o.Cluster.Gone(n.ID) {
 		out.State = "gone"
+	}
+	if gone, left, is := s.o.Rebuilds.GoneFor(n.ID); is {
+		out.GoneMillis = gone.Milliseconds()
+		if n.Duty != state.DutyMaintenance {
+			out.RebuildInMillis = left.Milliseconds()
+		}
+	}
+	for d := range view.Disks() {
+		if d.Node != n.ID {
+			continue
+		}
+		for p := range view.ReplicasOn(d.ID) {
+			if p.Replica.Role != holdfast.RoleDeleting {
+				out.Replicas++
+			}
+		}
 	}
 	if leader, ok := s.o.Leader(); ok && leader == n.ID {
 		out.Raft = "leader"

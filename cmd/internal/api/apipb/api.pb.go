@@ -77,6 +77,58 @@ func (x *CreateVolumeRequest) GetOptions() map[string]string {
 	return nil
 }
 
+type UpdateVolumeRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	Options       map[string]string      `protobuf:"bytes,2,rep,name=options,proto3" json:"options,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"` // those to change
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *UpdateVolumeRequest) Reset() {
+	*x = UpdateVolumeRequest{}
+	mi := &file_api_proto_msgTypes[1]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *UpdateVolumeRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*UpdateVolumeRequest) ProtoMessage() {}
+
+func (x *UpdateVolumeRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_api_proto_msgTypes[1]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use UpdateVolumeRequest.ProtoReflect.Descriptor instead.
+func (*UpdateVolumeRequest) Descriptor() ([]byte, []int) {
+	return file_api_proto_rawDescGZIP(), []int{1}
+}
+
+func (x *UpdateVolumeRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *UpdateVolumeRequest) GetOptions() map[string]string {
+	if x != nil {
+		return x.Options
+	}
+	return nil
+}
+
 type VolumeRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"` // name or id
@@ -87,7 +139,7 @@ type VolumeRequest struct {
 
 func (x *VolumeRequest) Reset() {
 	*x = VolumeRequest{}
-	mi := &file_api_proto_msgTypes[1]
+	mi := &file_api_proto_msgTypes[2]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -99,7 +151,7 @@ func (x *VolumeRequest) String() string {
 func (*VolumeRequest) ProtoMessage() {}
 
 func (x *VolumeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_proto_msgTypes[1]
+	mi := &file_api_proto_msgTypes[2]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -112,7 +164,7 @@ func (x *VolumeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VolumeRequest.ProtoReflect.Descriptor instead.
 func (*VolumeRequest) Descriptor() ([]byte, []int) {
-	return file_api_proto_rawDescGZIP(), []int{1}
+	return file_api_proto_rawDescGZIP(), []int{2}
 }
 
 func (x *VolumeRequest) GetName() string {
@@ -137,7 +189,7 @@ type ListVolumesRequest struct {
 
 func (x *ListVolumesRequest) Reset() {
 	*x = ListVolumesRequest{}
-	mi := &file_api_proto_msgTypes[2]
+	mi := &file_api_proto_msgTypes[3]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -149,7 +201,7 @@ func (x *ListVolumesRequest) String() string {
 func (*ListVolumesRequest) ProtoMessage() {}
 
 func (x *ListVolumesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_proto_msgTypes[2]
+	mi := &file_api_proto_msgTypes[3]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -162,7 +214,7 @@ func (x *ListVolumesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListVolumesRequest.ProtoReflect.Descriptor instead.
 func (*ListVolumesRequest) Descriptor() ([]byte, []int) {
-	return file_api_proto_rawDescGZIP(), []int{2}
+	return file_api_proto_rawDescGZIP(), []int{3}
 }
 
 type ListVolumesResponse struct {
@@ -174,7 +226,7 @@ type ListVolumesResponse struct {
 
 func (x *ListVolumesResponse) Reset() {
 	*x = ListVolumesResponse{}
-	mi := &file_api_proto_msgTypes[3]
+	mi := &file_api_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -186,7 +238,7 @@ func (x *ListVolumesResponse) String() string {
 func (*ListVolumesResponse) ProtoMessage() {}
 
 func (x *ListVolumesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_proto_msgTypes[3]
+	mi := &file_api_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -199,7 +251,7 @@ func (x *ListVolumesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListVolumesResponse.ProtoReflect.Descriptor instead.
 func (*ListVolumesResponse) Descriptor() ([]byte, []int) {
-	return file_api_proto_rawDescGZIP(), []int{3}
+	return file_api_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *ListVolumesResponse) GetVolumes() []*Volume {
@@ -218,7 +270,7 @@ type RemoveVolumeResponse struct {
 
 func (x *RemoveVolumeResponse) Reset() {
 	*x = RemoveVolumeResponse{}
-	mi := &file_api_proto_msgTypes[4]
+	mi := &file_api_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -230,7 +282,7 @@ func (x *RemoveVolumeResponse) String() string {
 func (*RemoveVolumeResponse) ProtoMessage() {}
 
 func (x *RemoveVolumeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_proto_msgTypes[4]
+	mi := &file_api_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -243,7 +295,7 @@ func (x *RemoveVolumeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveVolumeResponse.ProtoReflect.Descriptor instead.
 func (*RemoveVolumeResponse) Descriptor() ([]byte, []int) {
-	return file_api_proto_rawDescGZIP(), []int{4}
+	return file_api_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *RemoveVolumeResponse) GetId() string {
@@ -285,7 +337,7 @@ type Volume struct {
 
 func (x *Volume) Reset() {
 	*x = Volume{}
-	mi := &file_api_proto_msgTypes[5]
+	mi := &file_api_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -297,7 +349,7 @@ func (x *Volume) String() string {
 func (*Volume) ProtoMessage() {}
 
 func (x *Volume) ProtoReflect() protoreflect.Message {
-	mi := &file_api_proto_msgTypes[5]
+	mi := &file_api_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -310,7 +362,7 @@ func (x *Volume) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Volume.ProtoReflect.Descriptor instead.
 func (*Volume) Descriptor() ([]byte, []int) {
-	return file_api_proto_rawDescGZIP(), []int{5}
+	return file_api_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *Volume) GetName() string {
@@ -497,13 +549,14 @@ type Replica struct {
 	Damaged       bool                   `protobuf:"varint,12,opt,name=damaged,proto3" json:"damaged,omitempty"`                         // a record of its log is bad
 	Partial       bool                   `protobuf:"varint,13,opt,name=partial,proto3" json:"partial,omitempty"`                         // it is being filled and holds no one state
 	Served        bool                   `protobuf:"varint,14,opt,name=served,proto3" json:"served,omitempty"`                           // by the node that answers
+	Leaving       bool                   `protobuf:"varint,15,opt,name=leaving,proto3" json:"leaving,omitempty"`                         // to be taken out of the in-sync set and deleted
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Replica) Reset() {
 	*x = Replica{}
-	mi := &file_api_proto_msgTypes[6]
+	mi := &file_api_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -515,7 +568,7 @@ func (x *Replica) String() string {
 func (*Replica) ProtoMessage() {}
 
 func (x *Replica) ProtoReflect() protoreflect.Message {
-	mi := &file_api_proto_msgTypes[6]
+	mi := &file_api_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -528,7 +581,7 @@ func (x *Replica) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Replica.ProtoReflect.Descriptor instead.
 func (*Replica) Descriptor() ([]byte, []int) {
-	return file_api_proto_rawDescGZIP(), []int{6}
+	return file_api_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *Replica) GetId() string {
@@ -629,6 +682,13 @@ func (x *Replica) GetServed() bool {
 	return false
 }
 
+func (x *Replica) GetLeaving() bool {
+	if x != nil {
+		return x.Leaving
+	}
+	return false
+}
+
 type SalvageRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	Name  string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
@@ -645,7 +705,7 @@ type SalvageRequest struct {
 
 func (x *SalvageRequest) Reset() {
 	*x = SalvageRequest{}
-	mi := &file_api_proto_msgTypes[7]
+	mi := &file_api_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -657,7 +717,7 @@ func (x *SalvageRequest) String() string {
 func (*SalvageRequest) ProtoMessage() {}
 
 func (x *SalvageRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_proto_msgTypes[7]
+	mi := &file_api_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -670,7 +730,7 @@ func (x *SalvageRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SalvageRequest.ProtoReflect.Descriptor instead.
 func (*SalvageRequest) Descriptor() ([]byte, []int) {
-	return file_api_proto_rawDescGZIP(), []int{7}
+	return file_api_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *SalvageRequest) GetName() string {
@@ -721,7 +781,7 @@ type Salvage struct {
 
 func (x *Salvage) Reset() {
 	*x = Salvage{}
-	mi := &file_api_proto_msgTypes[8]
+	mi := &file_api_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -733,7 +793,7 @@ func (x *Salvage) String() string {
 func (*Salvage) ProtoMessage() {}
 
 func (x *Salvage) ProtoReflect() protoreflect.Message {
-	mi := &file_api_proto_msgTypes[8]
+	mi := &file_api_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -746,7 +806,7 @@ func (x *Salvage) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Salvage.ProtoReflect.Descriptor instead.
 func (*Salvage) Descriptor() ([]byte, []int) {
-	return file_api_proto_rawDescGZIP(), []int{8}
+	return file_api_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *Salvage) GetCandidates() []*SalvageCandidate {
@@ -797,7 +857,7 @@ type SalvageCandidate struct {
 
 func (x *SalvageCandidate) Reset() {
 	*x = SalvageCandidate{}
-	mi := &file_api_proto_msgTypes[9]
+	mi := &file_api_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -809,7 +869,7 @@ func (x *SalvageCandidate) String() string {
 func (*SalvageCandidate) ProtoMessage() {}
 
 func (x *SalvageCandidate) ProtoReflect() protoreflect.Message {
-	mi := &file_api_proto_msgTypes[9]
+	mi := &file_api_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -822,7 +882,7 @@ func (x *SalvageCandidate) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SalvageCandidate.ProtoReflect.Descriptor instead.
 func (*SalvageCandidate) Descriptor() ([]byte, []int) {
-	return file_api_proto_rawDescGZIP(), []int{9}
+	return file_api_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *SalvageCandidate) GetReplica() *Replica {
@@ -872,7 +932,7 @@ type AttachVolumeRequest struct {
 
 func (x *AttachVolumeRequest) Reset() {
 	*x = AttachVolumeRequest{}
-	mi := &file_api_proto_msgTypes[10]
+	mi := &file_api_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -884,7 +944,7 @@ func (x *AttachVolumeRequest) String() string {
 func (*AttachVolumeRequest) ProtoMessage() {}
 
 func (x *AttachVolumeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_proto_msgTypes[10]
+	mi := &file_api_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -897,7 +957,7 @@ func (x *AttachVolumeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AttachVolumeRequest.ProtoReflect.Descriptor instead.
 func (*AttachVolumeRequest) Descriptor() ([]byte, []int) {
-	return file_api_proto_rawDescGZIP(), []int{10}
+	return file_api_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *AttachVolumeRequest) GetName() string {
@@ -938,7 +998,7 @@ type AttachProgress struct {
 
 func (x *AttachProgress) Reset() {
 	*x = AttachProgress{}
-	mi := &file_api_proto_msgTypes[11]
+	mi := &file_api_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -950,7 +1010,7 @@ func (x *AttachProgress) String() string {
 func (*AttachProgress) ProtoMessage() {}
 
 func (x *AttachProgress) ProtoReflect() protoreflect.Message {
-	mi := &file_api_proto_msgTypes[11]
+	mi := &file_api_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -963,7 +1023,7 @@ func (x *AttachProgress) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AttachProgress.ProtoReflect.Descriptor instead.
 func (*AttachProgress) Descriptor() ([]byte, []int) {
-	return file_api_proto_rawDescGZIP(), []int{11}
+	return file_api_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *AttachProgress) GetWaiting() string {
@@ -993,7 +1053,7 @@ type Attachment struct {
 
 func (x *Attachment) Reset() {
 	*x = Attachment{}
-	mi := &file_api_proto_msgTypes[12]
+	mi := &file_api_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1005,7 +1065,7 @@ func (x *Attachment) String() string {
 func (*Attachment) ProtoMessage() {}
 
 func (x *Attachment) ProtoReflect() protoreflect.Message {
-	mi := &file_api_proto_msgTypes[12]
+	mi := &file_api_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1018,7 +1078,7 @@ func (x *Attachment) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Attachment.ProtoReflect.Descriptor instead.
 func (*Attachment) Descriptor() ([]byte, []int) {
-	return file_api_proto_rawDescGZIP(), []int{12}
+	return file_api_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *Attachment) GetVolume() string {
@@ -1066,7 +1126,7 @@ type DetachVolumeRequest struct {
 
 func (x *DetachVolumeRequest) Reset() {
 	*x = DetachVolumeRequest{}
-	mi := &file_api_proto_msgTypes[13]
+	mi := &file_api_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1078,7 +1138,7 @@ func (x *DetachVolumeRequest) String() string {
 func (*DetachVolumeRequest) ProtoMessage() {}
 
 func (x *DetachVolumeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_proto_msgTypes[13]
+	mi := &file_api_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1091,7 +1151,7 @@ func (x *DetachVolumeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DetachVolumeRequest.ProtoReflect.Descriptor instead.
 func (*DetachVolumeRequest) Descriptor() ([]byte, []int) {
-	return file_api_proto_rawDescGZIP(), []int{13}
+	return file_api_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *DetachVolumeRequest) GetName() string {
@@ -1117,7 +1177,7 @@ type DetachVolumeResponse struct {
 
 func (x *DetachVolumeResponse) Reset() {
 	*x = DetachVolumeResponse{}
-	mi := &file_api_proto_msgTypes[14]
+	mi := &file_api_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1129,7 +1189,7 @@ func (x *DetachVolumeResponse) String() string {
 func (*DetachVolumeResponse) ProtoMessage() {}
 
 func (x *DetachVolumeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_proto_msgTypes[14]
+	mi := &file_api_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1142,7 +1202,7 @@ func (x *DetachVolumeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DetachVolumeResponse.ProtoReflect.Descriptor instead.
 func (*DetachVolumeResponse) Descriptor() ([]byte, []int) {
-	return file_api_proto_rawDescGZIP(), []int{14}
+	return file_api_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *DetachVolumeResponse) GetNode() string {
@@ -1164,7 +1224,7 @@ type Explanation struct {
 
 func (x *Explanation) Reset() {
 	*x = Explanation{}
-	mi := &file_api_proto_msgTypes[15]
+	mi := &file_api_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1176,7 +1236,7 @@ func (x *Explanation) String() string {
 func (*Explanation) ProtoMessage() {}
 
 func (x *Explanation) ProtoReflect() protoreflect.Message {
-	mi := &file_api_proto_msgTypes[15]
+	mi := &file_api_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1189,7 +1249,7 @@ func (x *Explanation) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Explanation.ProtoReflect.Descriptor instead.
 func (*Explanation) Descriptor() ([]byte, []int) {
-	return file_api_proto_rawDescGZIP(), []int{15}
+	return file_api_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *Explanation) GetVolume() *Volume {
@@ -1232,7 +1292,7 @@ type WaitReason struct {
 
 func (x *WaitReason) Reset() {
 	*x = WaitReason{}
-	mi := &file_api_proto_msgTypes[16]
+	mi := &file_api_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1244,7 +1304,7 @@ func (x *WaitReason) String() string {
 func (*WaitReason) ProtoMessage() {}
 
 func (x *WaitReason) ProtoReflect() protoreflect.Message {
-	mi := &file_api_proto_msgTypes[16]
+	mi := &file_api_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1257,7 +1317,7 @@ func (x *WaitReason) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WaitReason.ProtoReflect.Descriptor instead.
 func (*WaitReason) Descriptor() ([]byte, []int) {
-	return file_api_proto_rawDescGZIP(), []int{16}
+	return file_api_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *WaitReason) GetSegment() uint32 {
@@ -1291,13 +1351,14 @@ func (x *WaitReason) GetLimitMillis() int64 {
 type NodeRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	Force         bool                   `protobuf:"varint,2,opt,name=force,proto3" json:"force,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *NodeRequest) Reset() {
 	*x = NodeRequest{}
-	mi := &file_api_proto_msgTypes[17]
+	mi := &file_api_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1309,7 +1370,7 @@ func (x *NodeRequest) String() string {
 func (*NodeRequest) ProtoMessage() {}
 
 func (x *NodeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_proto_msgTypes[17]
+	mi := &file_api_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1322,12 +1383,123 @@ func (x *NodeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodeRequest.ProtoReflect.Descriptor instead.
 func (*NodeRequest) Descriptor() ([]byte, []int) {
-	return file_api_proto_rawDescGZIP(), []int{17}
+	return file_api_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *NodeRequest) GetName() string {
 	if x != nil {
 		return x.Name
+	}
+	return ""
+}
+
+func (x *NodeRequest) GetForce() bool {
+	if x != nil {
+		return x.Force
+	}
+	return false
+}
+
+type NodeDutyRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	Duty          string                 `protobuf:"bytes,2,opt,name=duty,proto3" json:"duty,omitempty"`    // serving | maintenance | draining
+	Force         bool                   `protobuf:"varint,3,opt,name=force,proto3" json:"force,omitempty"` // drain although some replica has no other place
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *NodeDutyRequest) Reset() {
+	*x = NodeDutyRequest{}
+	mi := &file_api_proto_msgTypes[19]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *NodeDutyRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*NodeDutyRequest) ProtoMessage() {}
+
+func (x *NodeDutyRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_api_proto_msgTypes[19]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use NodeDutyRequest.ProtoReflect.Descriptor instead.
+func (*NodeDutyRequest) Descriptor() ([]byte, []int) {
+	return file_api_proto_rawDescGZIP(), []int{19}
+}
+
+func (x *NodeDutyRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *NodeDutyRequest) GetDuty() string {
+	if x != nil {
+		return x.Duty
+	}
+	return ""
+}
+
+func (x *NodeDutyRequest) GetForce() bool {
+	if x != nil {
+		return x.Force
+	}
+	return false
+}
+
+type RemoveNodeResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RemoveNodeResponse) Reset() {
+	*x = RemoveNodeResponse{}
+	mi := &file_api_proto_msgTypes[20]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RemoveNodeResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RemoveNodeResponse) ProtoMessage() {}
+
+func (x *RemoveNodeResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_api_proto_msgTypes[20]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RemoveNodeResponse.ProtoReflect.Descriptor instead.
+func (*RemoveNodeResponse) Descriptor() ([]byte, []int) {
+	return file_api_proto_rawDescGZIP(), []int{20}
+}
+
+func (x *RemoveNodeResponse) GetId() string {
+	if x != nil {
+		return x.Id
 	}
 	return ""
 }
@@ -1340,7 +1512,7 @@ type ListNodesRequest struct {
 
 func (x *ListNodesRequest) Reset() {
 	*x = ListNodesRequest{}
-	mi := &file_api_proto_msgTypes[18]
+	mi := &file_api_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1352,7 +1524,7 @@ func (x *ListNodesRequest) String() string {
 func (*ListNodesRequest) ProtoMessage() {}
 
 func (x *ListNodesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_proto_msgTypes[18]
+	mi := &file_api_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1365,7 +1537,7 @@ func (x *ListNodesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListNodesRequest.ProtoReflect.Descriptor instead.
 func (*ListNodesRequest) Descriptor() ([]byte, []int) {
-	return file_api_proto_rawDescGZIP(), []int{18}
+	return file_api_proto_rawDescGZIP(), []int{21}
 }
 
 type ListNodesResponse struct {
@@ -1377,7 +1549,7 @@ type ListNodesResponse struct {
 
 func (x *ListNodesResponse) Reset() {
 	*x = ListNodesResponse{}
-	mi := &file_api_proto_msgTypes[19]
+	mi := &file_api_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1389,7 +1561,7 @@ func (x *ListNodesResponse) String() string {
 func (*ListNodesResponse) ProtoMessage() {}
 
 func (x *ListNodesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_proto_msgTypes[19]
+	mi := &file_api_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1402,7 +1574,7 @@ func (x *ListNodesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListNodesResponse.ProtoReflect.Descriptor instead.
 func (*ListNodesResponse) Descriptor() ([]byte, []int) {
-	return file_api_proto_rawDescGZIP(), []int{19}
+	return file_api_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *ListNodesResponse) GetNodes() []*Node {
@@ -1413,25 +1585,29 @@ func (x *ListNodesResponse) GetNodes() []*Node {
 }
 
 type Node struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
-	Id            string                 `protobuf:"bytes,2,opt,name=id,proto3" json:"id,omitempty"`
-	Address       string                 `protobuf:"bytes,3,opt,name=address,proto3" json:"address,omitempty"`
-	DataAddress   string                 `protobuf:"bytes,4,opt,name=data_address,json=dataAddress,proto3" json:"data_address,omitempty"`
-	RaftAddress   string                 `protobuf:"bytes,5,opt,name=raft_address,json=raftAddress,proto3" json:"raft_address,omitempty"`
-	State         string                 `protobuf:"bytes,6,opt,name=state,proto3" json:"state,omitempty"` // up | gone
-	Raft          string                 `protobuf:"bytes,7,opt,name=raft,proto3" json:"raft,omitempty"`   // leader | voter | nonvoter | none
-	Version       string                 `protobuf:"bytes,8,opt,name=version,proto3" json:"version,omitempty"`
-	Labels        map[string]string      `protobuf:"bytes,9,rep,name=labels,proto3" json:"labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
-	Disks         []*Disk                `protobuf:"bytes,10,rep,name=disks,proto3" json:"disks,omitempty"`
-	Attachments   int32                  `protobuf:"varint,11,opt,name=attachments,proto3" json:"attachments,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	state           protoimpl.MessageState `protogen:"open.v1"`
+	Name            string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	Id              string                 `protobuf:"bytes,2,opt,name=id,proto3" json:"id,omitempty"`
+	Address         string                 `protobuf:"bytes,3,opt,name=address,proto3" json:"address,omitempty"`
+	DataAddress     string                 `protobuf:"bytes,4,opt,name=data_address,json=dataAddress,proto3" json:"data_address,omitempty"`
+	RaftAddress     string                 `protobuf:"bytes,5,opt,name=raft_address,json=raftAddress,proto3" json:"raft_address,omitempty"`
+	State           string                 `protobuf:"bytes,6,opt,name=state,proto3" json:"state,omitempty"` // up | gone
+	Raft            string                 `protobuf:"bytes,7,opt,name=raft,proto3" json:"raft,omitempty"`   // leader | voter | nonvoter | none
+	Version         string                 `protobuf:"bytes,8,opt,name=version,proto3" json:"version,omitempty"`
+	Labels          map[string]string      `protobuf:"bytes,9,rep,name=labels,proto3" json:"labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	Disks           []*Disk                `protobuf:"bytes,10,rep,name=disks,proto3" json:"disks,omitempty"`
+	Attachments     int32                  `protobuf:"varint,11,opt,name=attachments,proto3" json:"attachments,omitempty"`
+	Duty            string                 `protobuf:"bytes,12,opt,name=duty,proto3" json:"duty,omitempty"`                                                 // serving | maintenance | draining
+	Replicas        int32                  `protobuf:"varint,13,opt,name=replicas,proto3" json:"replicas,omitempty"`                                        // that are not being deleted
+	GoneMillis      int64                  `protobuf:"varint,14,opt,name=gone_millis,json=goneMillis,proto3" json:"gone_millis,omitempty"`                  // since the node that answers saw it gone
+	RebuildInMillis int64                  `protobuf:"varint,15,opt,name=rebuild_in_millis,json=rebuildInMillis,proto3" json:"rebuild_in_millis,omitempty"` // until its replicas are made anew elsewhere, while it is gone
+	unknownFields   protoimpl.UnknownFields
+	sizeCache       protoimpl.SizeCache
 }
 
 func (x *Node) Reset() {
 	*x = Node{}
-	mi := &file_api_proto_msgTypes[20]
+	mi := &file_api_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1443,7 +1619,7 @@ func (x *Node) String() string {
 func (*Node) ProtoMessage() {}
 
 func (x *Node) ProtoReflect() protoreflect.Message {
-	mi := &file_api_proto_msgTypes[20]
+	mi := &file_api_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1456,7 +1632,7 @@ func (x *Node) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Node.ProtoReflect.Descriptor instead.
 func (*Node) Descriptor() ([]byte, []int) {
-	return file_api_proto_rawDescGZIP(), []int{20}
+	return file_api_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *Node) GetName() string {
@@ -1536,6 +1712,34 @@ func (x *Node) GetAttachments() int32 {
 	return 0
 }
 
+func (x *Node) GetDuty() string {
+	if x != nil {
+		return x.Duty
+	}
+	return ""
+}
+
+func (x *Node) GetReplicas() int32 {
+	if x != nil {
+		return x.Replicas
+	}
+	return 0
+}
+
+func (x *Node) GetGoneMillis() int64 {
+	if x != nil {
+		return x.GoneMillis
+	}
+	return 0
+}
+
+func (x *Node) GetRebuildInMillis() int64 {
+	if x != nil {
+		return x.RebuildInMillis
+	}
+	return 0
+}
+
 type Impact struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Node          string                 `protobuf:"bytes,1,opt,name=node,proto3" json:"node,omitempty"`
@@ -1549,7 +1753,7 @@ type Impact struct {
 
 func (x *Impact) Reset() {
 	*x = Impact{}
-	mi := &file_api_proto_msgTypes[21]
+	mi := &file_api_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1561,7 +1765,7 @@ func (x *Impact) String() string {
 func (*Impact) ProtoMessage() {}
 
 func (x *Impact) ProtoReflect() protoreflect.Message {
-	mi := &file_api_proto_msgTypes[21]
+	mi := &file_api_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1574,7 +1778,7 @@ func (x *Impact) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Impact.ProtoReflect.Descriptor instead.
 func (*Impact) Descriptor() ([]byte, []int) {
-	return file_api_proto_rawDescGZIP(), []int{21}
+	return file_api_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *Impact) GetNode() string {
@@ -1624,7 +1828,7 @@ type VolumeImpact struct {
 
 func (x *VolumeImpact) Reset() {
 	*x = VolumeImpact{}
-	mi := &file_api_proto_msgTypes[22]
+	mi := &file_api_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1636,7 +1840,7 @@ func (x *VolumeImpact) String() string {
 func (*VolumeImpact) ProtoMessage() {}
 
 func (x *VolumeImpact) ProtoReflect() protoreflect.Message {
-	mi := &file_api_proto_msgTypes[22]
+	mi := &file_api_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1649,7 +1853,7 @@ func (x *VolumeImpact) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VolumeImpact.ProtoReflect.Descriptor instead.
 func (*VolumeImpact) Descriptor() ([]byte, []int) {
-	return file_api_proto_rawDescGZIP(), []int{22}
+	return file_api_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *VolumeImpact) GetVolume() string {
@@ -1689,7 +1893,7 @@ type ListDisksRequest struct {
 
 func (x *ListDisksRequest) Reset() {
 	*x = ListDisksRequest{}
-	mi := &file_api_proto_msgTypes[23]
+	mi := &file_api_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1701,7 +1905,7 @@ func (x *ListDisksRequest) String() string {
 func (*ListDisksRequest) ProtoMessage() {}
 
 func (x *ListDisksRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_proto_msgTypes[23]
+	mi := &file_api_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1714,7 +1918,7 @@ func (x *ListDisksRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListDisksRequest.ProtoReflect.Descriptor instead.
 func (*ListDisksRequest) Descriptor() ([]byte, []int) {
-	return file_api_proto_rawDescGZIP(), []int{23}
+	return file_api_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *ListDisksRequest) GetNode() string {
@@ -1733,7 +1937,7 @@ type ListDisksResponse struct {
 
 func (x *ListDisksResponse) Reset() {
 	*x = ListDisksResponse{}
-	mi := &file_api_proto_msgTypes[24]
+	mi := &file_api_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1745,7 +1949,7 @@ func (x *ListDisksResponse) String() string {
 func (*ListDisksResponse) ProtoMessage() {}
 
 func (x *ListDisksResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_proto_msgTypes[24]
+	mi := &file_api_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1758,7 +1962,7 @@ func (x *ListDisksResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListDisksResponse.ProtoReflect.Descriptor instead.
 func (*ListDisksResponse) Descriptor() ([]byte, []int) {
-	return file_api_proto_rawDescGZIP(), []int{24}
+	return file_api_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *ListDisksResponse) GetDisks() []*Disk {
@@ -1787,7 +1991,7 @@ type Disk struct {
 
 func (x *Disk) Reset() {
 	*x = Disk{}
-	mi := &file_api_proto_msgTypes[25]
+	mi := &file_api_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1799,7 +2003,7 @@ func (x *Disk) String() string {
 func (*Disk) ProtoMessage() {}
 
 func (x *Disk) ProtoReflect() protoreflect.Message {
-	mi := &file_api_proto_msgTypes[25]
+	mi := &file_api_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1812,7 +2016,7 @@ func (x *Disk) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Disk.ProtoReflect.Descriptor instead.
 func (*Disk) Descriptor() ([]byte, []int) {
-	return file_api_proto_rawDescGZIP(), []int{25}
+	return file_api_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *Disk) GetId() string {
@@ -1900,7 +2104,7 @@ type StatusRequest struct {
 
 func (x *StatusRequest) Reset() {
 	*x = StatusRequest{}
-	mi := &file_api_proto_msgTypes[26]
+	mi := &file_api_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1912,7 +2116,7 @@ func (x *StatusRequest) String() string {
 func (*StatusRequest) ProtoMessage() {}
 
 func (x *StatusRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_proto_msgTypes[26]
+	mi := &file_api_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1925,7 +2129,7 @@ func (x *StatusRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusRequest.ProtoReflect.Descriptor instead.
 func (*StatusRequest) Descriptor() ([]byte, []int) {
-	return file_api_proto_rawDescGZIP(), []int{26}
+	return file_api_proto_rawDescGZIP(), []int{29}
 }
 
 type ClusterStatus struct {
@@ -1954,7 +2158,7 @@ type ClusterStatus struct {
 
 func (x *ClusterStatus) Reset() {
 	*x = ClusterStatus{}
-	mi := &file_api_proto_msgTypes[27]
+	mi := &file_api_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1966,7 +2170,7 @@ func (x *ClusterStatus) String() string {
 func (*ClusterStatus) ProtoMessage() {}
 
 func (x *ClusterStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_api_proto_msgTypes[27]
+	mi := &file_api_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1979,7 +2183,7 @@ func (x *ClusterStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ClusterStatus.ProtoReflect.Descriptor instead.
 func (*ClusterStatus) Descriptor() ([]byte, []int) {
-	return file_api_proto_rawDescGZIP(), []int{27}
+	return file_api_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *ClusterStatus) GetReady() bool {
@@ -2120,7 +2324,7 @@ type ErrorDetail struct {
 
 func (x *ErrorDetail) Reset() {
 	*x = ErrorDetail{}
-	mi := &file_api_proto_msgTypes[28]
+	mi := &file_api_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2132,7 +2336,7 @@ func (x *ErrorDetail) String() string {
 func (*ErrorDetail) ProtoMessage() {}
 
 func (x *ErrorDetail) ProtoReflect() protoreflect.Message {
-	mi := &file_api_proto_msgTypes[28]
+	mi := &file_api_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2145,7 +2349,7 @@ func (x *ErrorDetail) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ErrorDetail.ProtoReflect.Descriptor instead.
 func (*ErrorDetail) Descriptor() ([]byte, []int) {
-	return file_api_proto_rawDescGZIP(), []int{28}
+	return file_api_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *ErrorDetail) GetKind() string {
@@ -2177,6 +2381,12 @@ const file_api_proto_rawDesc = "" +
 	"\x13CreateVolumeRequest\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12K\n" +
 	"\aoptions\x18\x02 \x03(\v21.holdfast.api.v1.CreateVolumeRequest.OptionsEntryR\aoptions\x1a:\n" +
+	"\fOptionsEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xb2\x01\n" +
+	"\x13UpdateVolumeRequest\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12K\n" +
+	"\aoptions\x18\x02 \x03(\v21.holdfast.api.v1.UpdateVolumeRequest.OptionsEntryR\aoptions\x1a:\n" +
 	"\fOptionsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"9\n" +
@@ -2219,7 +2429,7 @@ const file_api_proto_rawDesc = "" +
 	"\rread_promises\x18\x18 \x01(\tR\freadPromises\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xe9\x02\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\x83\x03\n" +
 	"\aReplica\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x18\n" +
 	"\asegment\x18\x02 \x01(\rR\asegment\x12\x12\n" +
@@ -2237,7 +2447,8 @@ const file_api_proto_rawDesc = "" +
 	"tail_epoch\x18\v \x01(\x04R\ttailEpoch\x12\x18\n" +
 	"\adamaged\x18\f \x01(\bR\adamaged\x12\x18\n" +
 	"\apartial\x18\r \x01(\bR\apartial\x12\x16\n" +
-	"\x06served\x18\x0e \x01(\bR\x06served\"\x9a\x01\n" +
+	"\x06served\x18\x0e \x01(\bR\x06served\x12\x18\n" +
+	"\aleaving\x18\x0f \x01(\bR\aleaving\"\x9a\x01\n" +
 	"\x0eSalvageRequest\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x1a\n" +
 	"\breplicas\x18\x02 \x03(\tR\breplicas\x12\x1f\n" +
@@ -2292,12 +2503,19 @@ const file_api_proto_rawDesc = "" +
 	"\asegment\x18\x01 \x01(\rR\asegment\x12\x16\n" +
 	"\x06reason\x18\x02 \x01(\tR\x06reason\x12!\n" +
 	"\fsince_millis\x18\x03 \x01(\x03R\vsinceMillis\x12!\n" +
-	"\flimit_millis\x18\x04 \x01(\x03R\vlimitMillis\"!\n" +
+	"\flimit_millis\x18\x04 \x01(\x03R\vlimitMillis\"7\n" +
 	"\vNodeRequest\x12\x12\n" +
-	"\x04name\x18\x01 \x01(\tR\x04name\"\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x14\n" +
+	"\x05force\x18\x02 \x01(\bR\x05force\"O\n" +
+	"\x0fNodeDutyRequest\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x12\n" +
+	"\x04duty\x18\x02 \x01(\tR\x04duty\x12\x14\n" +
+	"\x05force\x18\x03 \x01(\bR\x05force\"$\n" +
+	"\x12RemoveNodeResponse\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\"\x12\n" +
 	"\x10ListNodesRequest\"@\n" +
 	"\x11ListNodesResponse\x12+\n" +
-	"\x05nodes\x18\x01 \x03(\v2\x15.holdfast.api.v1.NodeR\x05nodes\"\x93\x03\n" +
+	"\x05nodes\x18\x01 \x03(\v2\x15.holdfast.api.v1.NodeR\x05nodes\"\x90\x04\n" +
 	"\x04Node\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x0e\n" +
 	"\x02id\x18\x02 \x01(\tR\x02id\x12\x18\n" +
@@ -2310,7 +2528,12 @@ const file_api_proto_rawDesc = "" +
 	"\x06labels\x18\t \x03(\v2!.holdfast.api.v1.Node.LabelsEntryR\x06labels\x12+\n" +
 	"\x05disks\x18\n" +
 	" \x03(\v2\x15.holdfast.api.v1.DiskR\x05disks\x12 \n" +
-	"\vattachments\x18\v \x01(\x05R\vattachments\x1a9\n" +
+	"\vattachments\x18\v \x01(\x05R\vattachments\x12\x12\n" +
+	"\x04duty\x18\f \x01(\tR\x04duty\x12\x1a\n" +
+	"\breplicas\x18\r \x01(\x05R\breplicas\x12\x1f\n" +
+	"\vgone_millis\x18\x0e \x01(\x03R\n" +
+	"goneMillis\x12*\n" +
+	"\x11rebuild_in_millis\x18\x0f \x01(\x03R\x0frebuildInMillis\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xaf\x01\n" +
@@ -2370,7 +2593,8 @@ const file_api_proto_rawDesc = "" +
 	"\vErrorDetail\x12\x12\n" +
 	"\x04kind\x18\x01 \x01(\tR\x04kind\x12\x18\n" +
 	"\amessage\x18\x02 \x01(\tR\amessage\x12\x16\n" +
-	"\x06remedy\x18\x03 \x01(\tR\x06remedy2\xa0\b\n" +
+	"\x06remedy\x18\x03 \x01(\tR\x06remedy2\x88\n" +
+	"\n" +
 	"\bHoldfast\x12M\n" +
 	"\fCreateVolume\x12$.holdfast.api.v1.CreateVolumeRequest\x1a\x17.holdfast.api.v1.Volume\x12X\n" +
 	"\vListVolumes\x12#.holdfast.api.v1.ListVolumesRequest\x1a$.holdfast.api.v1.ListVolumesResponse\x12H\n" +
@@ -2378,12 +2602,16 @@ const file_api_proto_rawDesc = "" +
 	"\fRemoveVolume\x12\x1e.holdfast.api.v1.VolumeRequest\x1a%.holdfast.api.v1.RemoveVolumeResponse\x12W\n" +
 	"\fAttachVolume\x12$.holdfast.api.v1.AttachVolumeRequest\x1a\x1f.holdfast.api.v1.AttachProgress0\x01\x12[\n" +
 	"\fDetachVolume\x12$.holdfast.api.v1.DetachVolumeRequest\x1a%.holdfast.api.v1.DetachVolumeResponse\x12M\n" +
-	"\rExplainVolume\x12\x1e.holdfast.api.v1.VolumeRequest\x1a\x1c.holdfast.api.v1.Explanation\x12J\n" +
+	"\rExplainVolume\x12\x1e.holdfast.api.v1.VolumeRequest\x1a\x1c.holdfast.api.v1.Explanation\x12M\n" +
+	"\fUpdateVolume\x12$.holdfast.api.v1.UpdateVolumeRequest\x1a\x17.holdfast.api.v1.Volume\x12J\n" +
 	"\rSalvageVolume\x12\x1f.holdfast.api.v1.SalvageRequest\x1a\x18.holdfast.api.v1.Salvage\x12R\n" +
 	"\tListNodes\x12!.holdfast.api.v1.ListNodesRequest\x1a\".holdfast.api.v1.ListNodesResponse\x12B\n" +
 	"\vInspectNode\x12\x1c.holdfast.api.v1.NodeRequest\x1a\x15.holdfast.api.v1.Node\x12C\n" +
 	"\n" +
-	"WhatIfDown\x12\x1c.holdfast.api.v1.NodeRequest\x1a\x17.holdfast.api.v1.Impact\x12R\n" +
+	"WhatIfDown\x12\x1c.holdfast.api.v1.NodeRequest\x1a\x17.holdfast.api.v1.Impact\x12F\n" +
+	"\vSetNodeDuty\x12 .holdfast.api.v1.NodeDutyRequest\x1a\x15.holdfast.api.v1.Node\x12O\n" +
+	"\n" +
+	"RemoveNode\x12\x1c.holdfast.api.v1.NodeRequest\x1a#.holdfast.api.v1.RemoveNodeResponse\x12R\n" +
 	"\tListDisks\x12!.holdfast.api.v1.ListDisksRequest\x1a\".holdfast.api.v1.ListDisksResponse\x12H\n" +
 	"\x06Status\x12\x1e.holdfast.api.v1.StatusRequest\x1a\x1e.holdfast.api.v1.ClusterStatusB=Z;github.com/holdfast-storage/holdfast/cmd/internal/api/apipbb\x06proto3"
 
@@ -2399,87 +2627,98 @@ func file_api_proto_rawDescGZIP() []byte {
 	return file_api_proto_rawDescData
 }
 
-var file_api_proto_msgTypes = make([]protoimpl.MessageInfo, 32)
+var file_api_proto_msgTypes = make([]protoimpl.MessageInfo, 36)
 var file_api_proto_goTypes = []any{
 	(*CreateVolumeRequest)(nil),  // 0: holdfast.api.v1.CreateVolumeRequest
-	(*VolumeRequest)(nil),        // 1: holdfast.api.v1.VolumeRequest
-	(*ListVolumesRequest)(nil),   // 2: holdfast.api.v1.ListVolumesRequest
-	(*ListVolumesResponse)(nil),  // 3: holdfast.api.v1.ListVolumesResponse
-	(*RemoveVolumeResponse)(nil), // 4: holdfast.api.v1.RemoveVolumeResponse
-	(*Volume)(nil),               // 5: holdfast.api.v1.Volume
-	(*Replica)(nil),              // 6: holdfast.api.v1.Replica
-	(*SalvageRequest)(nil),       // 7: holdfast.api.v1.SalvageRequest
-	(*Salvage)(nil),              // 8: holdfast.api.v1.Salvage
-	(*SalvageCandidate)(nil),     // 9: holdfast.api.v1.SalvageCandidate
-	(*AttachVolumeRequest)(nil),  // 10: holdfast.api.v1.AttachVolumeRequest
-	(*AttachProgress)(nil),       // 11: holdfast.api.v1.AttachProgress
-	(*Attachment)(nil),           // 12: holdfast.api.v1.Attachment
-	(*DetachVolumeRequest)(nil),  // 13: holdfast.api.v1.DetachVolumeRequest
-	(*DetachVolumeResponse)(nil), // 14: holdfast.api.v1.DetachVolumeResponse
-	(*Explanation)(nil),          // 15: holdfast.api.v1.Explanation
-	(*WaitReason)(nil),           // 16: holdfast.api.v1.WaitReason
-	(*NodeRequest)(nil),          // 17: holdfast.api.v1.NodeRequest
-	(*ListNodesRequest)(nil),     // 18: holdfast.api.v1.ListNodesRequest
-	(*ListNodesResponse)(nil),    // 19: holdfast.api.v1.ListNodesResponse
-	(*Node)(nil),                 // 20: holdfast.api.v1.Node
-	(*Impact)(nil),               // 21: holdfast.api.v1.Impact
-	(*VolumeImpact)(nil),         // 22: holdfast.api.v1.VolumeImpact
-	(*ListDisksRequest)(nil),     // 23: holdfast.api.v1.ListDisksRequest
-	(*ListDisksResponse)(nil),    // 24: holdfast.api.v1.ListDisksResponse
-	(*Disk)(nil),                 // 25: holdfast.api.v1.Disk
-	(*StatusRequest)(nil),        // 26: holdfast.api.v1.StatusRequest
-	(*ClusterStatus)(nil),        // 27: holdfast.api.v1.ClusterStatus
-	(*ErrorDetail)(nil),          // 28: holdfast.api.v1.ErrorDetail
-	nil,                          // 29: holdfast.api.v1.CreateVolumeRequest.OptionsEntry
-	nil,                          // 30: holdfast.api.v1.Volume.LabelsEntry
-	nil,                          // 31: holdfast.api.v1.Node.LabelsEntry
+	(*UpdateVolumeRequest)(nil),  // 1: holdfast.api.v1.UpdateVolumeRequest
+	(*VolumeRequest)(nil),        // 2: holdfast.api.v1.VolumeRequest
+	(*ListVolumesRequest)(nil),   // 3: holdfast.api.v1.ListVolumesRequest
+	(*ListVolumesResponse)(nil),  // 4: holdfast.api.v1.ListVolumesResponse
+	(*RemoveVolumeResponse)(nil), // 5: holdfast.api.v1.RemoveVolumeResponse
+	(*Volume)(nil),               // 6: holdfast.api.v1.Volume
+	(*Replica)(nil),              // 7: holdfast.api.v1.Replica
+	(*SalvageRequest)(nil),       // 8: holdfast.api.v1.SalvageRequest
+	(*Salvage)(nil),              // 9: holdfast.api.v1.Salvage
+	(*SalvageCandidate)(nil),     // 10: holdfast.api.v1.SalvageCandidate
+	(*AttachVolumeRequest)(nil),  // 11: holdfast.api.v1.AttachVolumeRequest
+	(*AttachProgress)(nil),       // 12: holdfast.api.v1.AttachProgress
+	(*Attachment)(nil),           // 13: holdfast.api.v1.Attachment
+	(*DetachVolumeRequest)(nil),  // 14: holdfast.api.v1.DetachVolumeRequest
+	(*DetachVolumeResponse)(nil), // 15: holdfast.api.v1.DetachVolumeResponse
+	(*Explanation)(nil),          // 16: holdfast.api.v1.Explanation
+	(*WaitReason)(nil),           // 17: holdfast.api.v1.WaitReason
+	(*NodeRequest)(nil),          // 18: holdfast.api.v1.NodeRequest
+	(*NodeDutyRequest)(nil),      // 19: holdfast.api.v1.NodeDutyRequest
+	(*RemoveNodeResponse)(nil),   // 20: holdfast.api.v1.RemoveNodeResponse
+	(*ListNodesRequest)(nil),     // 21: holdfast.api.v1.ListNodesRequest
+	(*ListNodesResponse)(nil),    // 22: holdfast.api.v1.ListNodesResponse
+	(*Node)(nil),                 // 23: holdfast.api.v1.Node
+	(*Impact)(nil),               // 24: holdfast.api.v1.Impact
+	(*VolumeImpact)(nil),         // 25: holdfast.api.v1.VolumeImpact
+	(*ListDisksRequest)(nil),     // 26: holdfast.api.v1.ListDisksRequest
+	(*ListDisksResponse)(nil),    // 27: holdfast.api.v1.ListDisksResponse
+	(*Disk)(nil),                 // 28: holdfast.api.v1.Disk
+	(*StatusRequest)(nil),        // 29: holdfast.api.v1.StatusRequest
+	(*ClusterStatus)(nil),        // 30: holdfast.api.v1.ClusterStatus
+	(*ErrorDetail)(nil),          // 31: holdfast.api.v1.ErrorDetail
+	nil,                          // 32: holdfast.api.v1.CreateVolumeRequest.OptionsEntry
+	nil,                          // 33: holdfast.api.v1.UpdateVolumeRequest.OptionsEntry
+	nil,                          // 34: holdfast.api.v1.Volume.LabelsEntry
+	nil,                          // 35: holdfast.api.v1.Node.LabelsEntry
 }
 var file_api_proto_depIdxs = []int32{
-	29, // 0: holdfast.api.v1.CreateVolumeRequest.options:type_name -> holdfast.api.v1.CreateVolumeRequest.OptionsEntry
-	5,  // 1: holdfast.api.v1.ListVolumesResponse.volumes:type_name -> holdfast.api.v1.Volume
-	30, // 2: holdfast.api.v1.Volume.labels:type_name -> holdfast.api.v1.Volume.LabelsEntry
-	6,  // 3: holdfast.api.v1.Volume.replicas:type_name -> holdfast.api.v1.Replica
-	9,  // 4: holdfast.api.v1.Salvage.candidates:type_name -> holdfast.api.v1.SalvageCandidate
-	6,  // 5: holdfast.api.v1.SalvageCandidate.replica:type_name -> holdfast.api.v1.Replica
-	12, // 6: holdfast.api.v1.AttachProgress.attachment:type_name -> holdfast.api.v1.Attachment
-	5,  // 7: holdfast.api.v1.Explanation.volume:type_name -> holdfast.api.v1.Volume
-	16, // 8: holdfast.api.v1.Explanation.waits:type_name -> holdfast.api.v1.WaitReason
-	20, // 9: holdfast.api.v1.ListNodesResponse.nodes:type_name -> holdfast.api.v1.Node
-	31, // 10: holdfast.api.v1.Node.labels:type_name -> holdfast.api.v1.Node.LabelsEntry
-	25, // 11: holdfast.api.v1.Node.disks:type_name -> holdfast.api.v1.Disk
-	22, // 12: holdfast.api.v1.Impact.volumes:type_name -> holdfast.api.v1.VolumeImpact
-	25, // 13: holdfast.api.v1.ListDisksResponse.disks:type_name -> holdfast.api.v1.Disk
-	0,  // 14: holdfast.api.v1.Holdfast.CreateVolume:input_type -> holdfast.api.v1.CreateVolumeRequest
-	2,  // 15: holdfast.api.v1.Holdfast.ListVolumes:input_type -> holdfast.api.v1.ListVolumesRequest
-	1,  // 16: holdfast.api.v1.Holdfast.InspectVolume:input_type -> holdfast.api.v1.VolumeRequest
-	1,  // 17: holdfast.api.v1.Holdfast.RemoveVolume:input_type -> holdfast.api.v1.VolumeRequest
-	10, // 18: holdfast.api.v1.Holdfast.AttachVolume:input_type -> holdfast.api.v1.AttachVolumeRequest
-	13, // 19: holdfast.api.v1.Holdfast.DetachVolume:input_type -> holdfast.api.v1.DetachVolumeRequest
-	1,  // 20: holdfast.api.v1.Holdfast.ExplainVolume:input_type -> holdfast.api.v1.VolumeRequest
-	7,  // 21: holdfast.api.v1.Holdfast.SalvageVolume:input_type -> holdfast.api.v1.SalvageRequest
-	18, // 22: holdfast.api.v1.Holdfast.ListNodes:input_type -> holdfast.api.v1.ListNodesRequest
-	17, // 23: holdfast.api.v1.Holdfast.InspectNode:input_type -> holdfast.api.v1.NodeRequest
-	17, // 24: holdfast.api.v1.Holdfast.WhatIfDown:input_type -> holdfast.api.v1.NodeRequest
-	23, // 25: holdfast.api.v1.Holdfast.ListDisks:input_type -> holdfast.api.v1.ListDisksRequest
-	26, // 26: holdfast.api.v1.Holdfast.Status:input_type -> holdfast.api.v1.StatusRequest
-	5,  // 27: holdfast.api.v1.Holdfast.CreateVolume:output_type -> holdfast.api.v1.Volume
-	3,  // 28: holdfast.api.v1.Holdfast.ListVolumes:output_type -> holdfast.api.v1.ListVolumesResponse
-	5,  // 29: holdfast.api.v1.Holdfast.InspectVolume:output_type -> holdfast.api.v1.Volume
-	4,  // 30: holdfast.api.v1.Holdfast.RemoveVolume:output_type -> holdfast.api.v1.RemoveVolumeResponse
-	11, // 31: holdfast.api.v1.Holdfast.AttachVolume:output_type -> holdfast.api.v1.AttachProgress
-	14, // 32: holdfast.api.v1.Holdfast.DetachVolume:output_type -> holdfast.api.v1.DetachVolumeResponse
-	15, // 33: holdfast.api.v1.Holdfast.ExplainVolume:output_type -> holdfast.api.v1.Explanation
-	8,  // 34: holdfast.api.v1.Holdfast.SalvageVolume:output_type -> holdfast.api.v1.Salvage
-	19, // 35: holdfast.api.v1.Holdfast.ListNodes:output_type -> holdfast.api.v1.ListNodesResponse
-	20, // 36: holdfast.api.v1.Holdfast.InspectNode:output_type -> holdfast.api.v1.Node
-	21, // 37: holdfast.api.v1.Holdfast.WhatIfDown:output_type -> holdfast.api.v1.Impact
-	24, // 38: holdfast.api.v1.Holdfast.ListDisks:output_type -> holdfast.api.v1.ListDisksResponse
-	27, // 39: holdfast.api.v1.Holdfast.Status:output_type -> holdfast.api.v1.ClusterStatus
-	27, // [27:40] is the sub-list for method output_type
-	14, // [14:27] is the sub-list for method input_type
-	14, // [14:14] is the sub-list for extension type_name
-	14, // [14:14] is the sub-list for extension extendee
-	0,  // [0:14] is the sub-list for field type_name
+	32, // 0: holdfast.api.v1.CreateVolumeRequest.options:type_name -> holdfast.api.v1.CreateVolumeRequest.OptionsEntry
+	33, // 1: holdfast.api.v1.UpdateVolumeRequest.options:type_name -> holdfast.api.v1.UpdateVolumeRequest.OptionsEntry
+	6,  // 2: holdfast.api.v1.ListVolumesResponse.volumes:type_name -> holdfast.api.v1.Volume
+	34, // 3: holdfast.api.v1.Volume.labels:type_name -> holdfast.api.v1.Volume.LabelsEntry
+	7,  // 4: holdfast.api.v1.Volume.replicas:type_name -> holdfast.api.v1.Replica
+	10, // 5: holdfast.api.v1.Salvage.candidates:type_name -> holdfast.api.v1.SalvageCandidate
+	7,  // 6: holdfast.api.v1.SalvageCandidate.replica:type_name -> holdfast.api.v1.Replica
+	13, // 7: holdfast.api.v1.AttachProgress.attachment:type_name -> holdfast.api.v1.Attachment
+	6,  // 8: holdfast.api.v1.Explanation.volume:type_name -> holdfast.api.v1.Volume
+	17, // 9: holdfast.api.v1.Explanation.waits:type_name -> holdfast.api.v1.WaitReason
+	23, // 10: holdfast.api.v1.ListNodesResponse.nodes:type_name -> holdfast.api.v1.Node
+	35, // 11: holdfast.api.v1.Node.labels:type_name -> holdfast.api.v1.Node.LabelsEntry
+	28, // 12: holdfast.api.v1.Node.disks:type_name -> holdfast.api.v1.Disk
+	25, // 13: holdfast.api.v1.Impact.volumes:type_name -> holdfast.api.v1.VolumeImpact
+	28, // 14: holdfast.api.v1.ListDisksResponse.disks:type_name -> holdfast.api.v1.Disk
+	0,  // 15: holdfast.api.v1.Holdfast.CreateVolume:input_type -> holdfast.api.v1.CreateVolumeRequest
+	3,  // 16: holdfast.api.v1.Holdfast.ListVolumes:input_type -> holdfast.api.v1.ListVolumesRequest
+	2,  // 17: holdfast.api.v1.Holdfast.InspectVolume:input_type -> holdfast.api.v1.VolumeRequest
+	2,  // 18: holdfast.api.v1.Holdfast.RemoveVolume:input_type -> holdfast.api.v1.VolumeRequest
+	11, // 19: holdfast.api.v1.Holdfast.AttachVolume:input_type -> holdfast.api.v1.AttachVolumeRequest
+	14, // 20: holdfast.api.v1.Holdfast.DetachVolume:input_type -> holdfast.api.v1.DetachVolumeRequest
+	2,  // 21: holdfast.api.v1.Holdfast.ExplainVolume:input_type -> holdfast.api.v1.VolumeRequest
+	1,  // 22: holdfast.api.v1.Holdfast.UpdateVolume:input_type -> holdfast.api.v1.UpdateVolumeRequest
+	8,  // 23: holdfast.api.v1.Holdfast.SalvageVolume:input_type -> holdfast.api.v1.SalvageRequest
+	21, // 24: holdfast.api.v1.Holdfast.ListNodes:input_type -> holdfast.api.v1.ListNodesRequest
+	18, // 25: holdfast.api.v1.Holdfast.InspectNode:input_type -> holdfast.api.v1.NodeRequest
+	18, // 26: holdfast.api.v1.Holdfast.WhatIfDown:input_type -> holdfast.api.v1.NodeRequest
+	19, // 27: holdfast.api.v1.Holdfast.SetNodeDuty:input_type -> holdfast.api.v1.NodeDutyRequest
+	18, // 28: holdfast.api.v1.Holdfast.RemoveNode:input_type -> holdfast.api.v1.NodeRequest
+	26, // 29: holdfast.api.v1.Holdfast.ListDisks:input_type -> holdfast.api.v1.ListDisksRequest
+	29, // 30: holdfast.api.v1.Holdfast.Status:input_type -> holdfast.api.v1.StatusRequest
+	6,  // 31: holdfast.api.v1.Holdfast.CreateVolume:output_type -> holdfast.api.v1.Volume
+	4,  // 32: holdfast.api.v1.Holdfast.ListVolumes:output_type -> holdfast.api.v1.ListVolumesResponse
+	6,  // 33: holdfast.api.v1.Holdfast.InspectVolume:output_type -> holdfast.api.v1.Volume
+	5,  // 34: holdfast.api.v1.Holdfast.RemoveVolume:output_type -> holdfast.api.v1.RemoveVolumeResponse
+	12, // 35: holdfast.api.v1.Holdfast.AttachVolume:output_type -> holdfast.api.v1.AttachProgress
+	15, // 36: holdfast.api.v1.Holdfast.DetachVolume:output_type -> holdfast.api.v1.DetachVolumeResponse
+	16, // 37: holdfast.api.v1.Holdfast.ExplainVolume:output_type -> holdfast.api.v1.Explanation
+	6,  // 38: holdfast.api.v1.Holdfast.UpdateVolume:output_type -> holdfast.api.v1.Volume
+	9,  // 39: holdfast.api.v1.Holdfast.SalvageVolume:output_type -> holdfast.api.v1.Salvage
+	22, // 40: holdfast.api.v1.Holdfast.ListNodes:output_type -> holdfast.api.v1.ListNodesResponse
+	23, // 41: holdfast.api.v1.Holdfast.InspectNode:output_type -> holdfast.api.v1.Node
+	24, // 42: holdfast.api.v1.Holdfast.WhatIfDown:output_type -> holdfast.api.v1.Impact
+	23, // 43: holdfast.api.v1.Holdfast.SetNodeDuty:output_type -> holdfast.api.v1.Node
+	20, // 44: holdfast.api.v1.Holdfast.RemoveNode:output_type -> holdfast.api.v1.RemoveNodeResponse
+	27, // 45: holdfast.api.v1.Holdfast.ListDisks:output_type -> holdfast.api.v1.ListDisksResponse
+	30, // 46: holdfast.api.v1.Holdfast.Status:output_type -> holdfast.api.v1.ClusterStatus
+	31, // [31:47] is the sub-list for method output_type
+	15, // [15:31] is the sub-list for method input_type
+	15, // [15:15] is the sub-list for extension type_name
+	15, // [15:15] is the sub-list for extension extendee
+	0,  // [0:15] is the sub-list for field type_name
 }
 
 func init() { file_api_proto_init() }
@@ -2493,7 +2732,7 @@ func file_api_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_api_proto_rawDesc), len(file_api_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   32,
+			NumMessages:   36,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

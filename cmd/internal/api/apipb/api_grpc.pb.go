@@ -29,10 +29,13 @@ const (
 	Holdfast_AttachVolume_FullMethodName  = "/holdfast.api.v1.Holdfast/AttachVolume"
 	Holdfast_DetachVolume_FullMethodName  = "/holdfast.api.v1.Holdfast/DetachVolume"
 	Holdfast_ExplainVolume_FullMethodName = "/holdfast.api.v1.Holdfast/ExplainVolume"
+	Holdfast_UpdateVolume_FullMethodName  = "/holdfast.api.v1.Holdfast/UpdateVolume"
 	Holdfast_SalvageVolume_FullMethodName = "/holdfast.api.v1.Holdfast/SalvageVolume"
 	Holdfast_ListNodes_FullMethodName     = "/holdfast.api.v1.Holdfast/ListNodes"
 	Holdfast_InspectNode_FullMethodName   = "/holdfast.api.v1.Holdfast/InspectNode"
 	Holdfast_WhatIfDown_FullMethodName    = "/holdfast.api.v1.Holdfast/WhatIfDown"
+	Holdfast_SetNodeDuty_FullMethodName   = "/holdfast.api.v1.Holdfast/SetNodeDuty"
+	Holdfast_RemoveNode_FullMethodName    = "/holdfast.api.v1.Holdfast/RemoveNode"
 	Holdfast_ListDisks_FullMethodName     = "/holdfast.api.v1.Holdfast/ListDisks"
 	Holdfast_Status_FullMethodName        = "/holdfast.api.v1.Holdfast/Status"
 )
@@ -52,11 +55,17 @@ type HoldfastClient interface {
 	ExplainVolume(ctx context.Context, in *VolumeRequest, opts ...grpc.CallOption) (*Explanation, error)
 	// SalvageVolume goes on from replicas that are not in sync, or says what
 	// there would be to go on from.
+	// UpdateVolume changes replicas, min_copies, on_quorum_loss and read_promises.
+	UpdateVolume(ctx context.Context, in *UpdateVolumeRequest, opts ...grpc.CallOption) (*Volume, error)
 	SalvageVolume(ctx context.Context, in *SalvageRequest, opts ...grpc.CallOption) (*Salvage, error)
 	ListNodes(ctx context.Context, in *ListNodesRequest, opts ...grpc.CallOption) (*ListNodesResponse, error)
 	InspectNode(ctx context.Context, in *NodeRequest, opts ...grpc.CallOption) (*Node, error)
 	// WhatIfDown says what would be lost if a node went down now.
 	WhatIfDown(ctx context.Context, in *NodeRequest, opts ...grpc.CallOption) (*Impact, error)
+	// SetNodeDuty puts a node into maintenance, drains it, or ends both.
+	SetNodeDuty(ctx context.Context, in *NodeDutyRequest, opts ...grpc.CallOption) (*Node, error)
+	// RemoveNode takes a node out of the cluster for ever.
+	RemoveNode(ctx context.Context, in *NodeRequest, opts ...grpc.CallOption) (*RemoveNodeResponse, error)
 	ListDisks(ctx context.Context, in *ListDisksRequest, opts ...grpc.CallOption) (*ListDisksResponse, error)
 	Status(ctx context.Context, in *StatusRequest, opts ...grpc.CallOption) (*ClusterStatus, error)
 }
@@ -148,6 +157,16 @@ func (c *holdfastClient) ExplainVolume(ctx context.Context, in *VolumeRequest, o
 	return out, nil
 }
 
+func (c *holdfastClient) UpdateVolume(ctx context.Context, in *UpdateVolumeRequest, opts ...grpc.CallOption) (*Volume, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(Volume)
+	err := c.cc.Invoke(ctx, Holdfast_UpdateVolume_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 func (c *holdfastClient) SalvageVolume(ctx context.Context, in *SalvageRequest, opts ...grpc.CallOption) (*Salvage, error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(Salvage)
@@ -182,6 +201,26 @@ func (c *holdfastClient) WhatIfDown(ctx context.Context, in *NodeRequest, opts .
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(Impact)
 	err := c.cc.Invoke(ctx, Holdfast_WhatIfDown_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *holdfastClient) SetNodeDuty(ctx context.Context, in *NodeDutyRequest, opts ...grpc.CallOption) (*Node, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(Node)
+	err := c.cc.Invoke(ctx, Holdfast_SetNodeDuty_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *holdfastClient) RemoveNode(ctx context.Context, in *NodeRequest, opts ...grpc.CallOption) (*RemoveNodeResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(RemoveNodeResponse)
+	err := c.cc.Invoke(ctx, Holdfast_RemoveNode_FullMethodName, in, out, cOpts...)
 	if err != nil {
 		return nil, err
 	}
@@ -223,11 +262,17 @@ type HoldfastServer interface {
 	ExplainVolume(context.Context, *VolumeRequest) (*Explanation, error)
 	// SalvageVolume goes on from replicas that are not in sync, or says what
 	// there would be to go on from.
+	// UpdateVolume changes replicas, min_copies, on_quorum_loss and read_promises.
+	UpdateVolume(context.Context, *UpdateVolumeRequest) (*Volume, error)
 	SalvageVolume(context.Context, *SalvageRequest) (*Salvage, error)
 	ListNodes(context.Context, *ListNodesRequest) (*ListNodesResponse, error)
 	InspectNode(context.Context, *NodeRequest) (*Node, error)
 	// WhatIfDown says what would be lost if a node went down now.
 	WhatIfDown(context.Context, *NodeRequest) (*Impact, error)
+	// SetNodeDuty puts a node into maintenance, drains it, or ends both.
+	SetNodeDuty(context.Context, *NodeDutyRequest) (*Node, error)
+	// RemoveNode takes a node out of the cluster for ever.
+	RemoveNode(context.Context, *NodeRequest) (*RemoveNodeResponse, error)
 	ListDisks(context.Context, *ListDisksRequest) (*ListDisksResponse, error)
 	Status(context.Context, *StatusRequest) (*ClusterStatus, error)
 	mustEmbedUnimplementedHoldfastServer()
@@ -261,6 +306,9 @@ func (UnimplementedHoldfastServer) DetachVolume(context.Context, *DetachVolumeRe
 func (UnimplementedHoldfastServer) ExplainVolume(context.Context, *VolumeRequest) (*Explanation, error) {
 	return nil, status.Error(codes.Unimplemented, "method ExplainVolume not implemented")
 }
+func (UnimplementedHoldfastServer) UpdateVolume(context.Context, *UpdateVolumeRequest) (*Volume, error) {
+	return nil, status.Error(codes.Unimplemented, "method UpdateVolume not implemented")
+}
 func (UnimplementedHoldfastServer) SalvageVolume(context.Context, *SalvageRequest) (*Salvage, error) {
 	return nil, status.Error(codes.Unimplemented, "method SalvageVolume not implemented")
 }
@@ -272,6 +320,12 @@ func (UnimplementedHoldfastServer) InspectNode(context.Context, *NodeRequest) (*
 }
 func (UnimplementedHoldfastServer) WhatIfDown(context.Context, *NodeRequest) (*Impact, error) {
 	return nil, status.Error(codes.Unimplemented, "method WhatIfDown not implemented")
+}
+func (UnimplementedHoldfastServer) SetNodeDuty(context.Context, *NodeDutyRequest) (*Node, error) {
+	return nil, status.Error(codes.Unimplemented, "method SetNodeDuty not implemented")
+}
+func (UnimplementedHoldfastServer) RemoveNode(context.Context, *NodeRequest) (*RemoveNodeResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method RemoveNode not implemented")
 }
 func (UnimplementedHoldfastServer) ListDisks(context.Context, *ListDisksRequest) (*ListDisksResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method ListDisks not implemented")
@@ -419,6 +473,24 @@ func _Holdfast_ExplainVolume_Handler(srv interface{}, ctx context.Context, dec f
 	return interceptor(ctx, in, info, handler)
 }
 
+func _Holdfast_UpdateVolume_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(UpdateVolumeRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(HoldfastServer).UpdateVolume(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Holdfast_UpdateVolume_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(HoldfastServer).UpdateVolume(ctx, req.(*UpdateVolumeRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 func _Holdfast_SalvageVolume_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
 	in := new(SalvageRequest)
 	if err := dec(in); err != nil {
@@ -491,6 +563,42 @@ func _Holdfast_WhatIfDown_Handler(srv interface{}, ctx context.Context, dec func
 	return interceptor(ctx, in, info, handler)
 }
 
+func _Holdfast_SetNodeDuty_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(NodeDutyRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(HoldfastServer).SetNodeDuty(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Holdfast_SetNodeDuty_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(HoldfastServer).SetNodeDuty(ctx, req.(*NodeDutyRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Holdfast_RemoveNode_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(NodeRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(HoldfastServer).RemoveNode(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Holdfast_RemoveNode_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(HoldfastServer).RemoveNode(ctx, req.(*NodeRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 func _Holdfast_ListDisks_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
 	in := new(ListDisksRequest)
 	if err := dec(in); err != nil {
@@ -559,6 +667,10 @@ var Holdfast_ServiceDesc = grpc.ServiceDesc{
 			Handler:    _Holdfast_ExplainVolume_Handler,
 		},
 		{
+			MethodName: "UpdateVolume",
+			Handler:    _Holdfast_UpdateVolume_Handler,
+		},
+		{
 			MethodName: "SalvageVolume",
 			Handler:    _Holdfast_SalvageVolume_Handler,
 		},
@@ -573,6 +685,14 @@ var Holdfast_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "WhatIfDown",
 			Handler:    _Holdfast_WhatIfDown_Handler,
+		},
+		{
+			MethodName: "SetNodeDuty",
+			Handler:    _Holdfast_SetNodeDuty_Handler,
+		},
+		{
+			MethodName: "RemoveNode",
+			Handler:    _Holdfast_RemoveNode_Handler,
 		},
 		{
 			MethodName: "ListDisks",

@@ -1,0 +1,416 @@
+package controller
+
+import (
+	"fmt"
+	"testing"
+
+	"pgregory.net/rapid"
+
+	"github.com/holdfast-storage/holdfast"
+	"github.com/holdfast-storage/holdfast/raftstore/state"
+)
+
+// fleet is a cluster's tables with the writers, disks and nodes that act on them.
+type fleet struct {
+	t     testing.TB
+	view  *state.View
+	index uint64
+	nodes []holdfast.NodeID
+	inst  []holdfast.InstanceID
+	disks []holdfast.DiskID
+	gone  map[holdfast.NodeID]bool
+	lost  map[holdfast.NodeID]bool
+	vols  []holdfast.VolumeID
+}
+
+func newFleet(t testing.TB, zones ...string) *fleet {
+	f := &fleet{t: t, view: &state.View{}, gone: map[holdfast.NodeID]bool{}, lost: map[holdfast.NodeID]bool{}}
+	f.must(&state.InitCluster{ID: holdfast.NewID[holdfast.ClusterID](), Level: holdfast.Level1})
+	for i, zone := range zones {
+		n := state.Node{ID: holdfast.NewID[holdfast.NodeID](), Name: fmt.Sprintf("n%d", i+1), Instance: holdfast.NewID[holdfast.InstanceID](), HasDisks: true,
+			Version: "test", MaxLevel: holdfast.Level1, Addresses: state.Addresses{API: "a:1", Data: "a:2", Raft: "a:3"}}
+		if zone != "" {
+			n.Labels = state.Labels{{Key: "zone", Value: zone}}
+		}
+		d := holdfast.NewID[holdfast.DiskID]()
+		f.nodes, f.inst, f.disks = append(f.nodes, n.ID), append(f.inst, n.Instance), append(f.disks, d)
+		f.must(&state.NodeJoin{Node: n})
+		f.must(&state.DiskOpen{Disk: d, Node: n.ID, Instance: n.Instance, OpenCount: 1, Size: 1 << 40, Free: 1 << 40})
+	}
+	return f
+}
+
+func (f *fleet) apply(cmd state.Command) (state.Result, error) {
+	f.index++
+	next, res, err := f.view.Apply(f.index, cmd)
+	f.view = next
+	return res, err
+}
+
+func (f *fleet) must(cmd state.Command) state.Result {
+	f.t.Helper()
+	res, err := f.apply(cmd)
+	if err != nil {
+		f.t.Fatalf("%s %+v: %v", state.Name(cmd), cmd, err)
+	}
+	return res
+}
+
+// volume makes a volume on the disks given and attaches it at a node, if that is
+// not below zero.
+func (f *fleet) volume(at int, on ...int) holdfast.VolumeID {
+	f.t.Helper()
+	c := &state.CreateVolume{Volume: holdfast.NewID[holdfast.VolumeID](), Name: fmt.Sprintf("v%d", len(f.vols)), Size: 1 << 30, Lineage: holdfast.NewID[holdfast.LineageID](),
+		Options: state.VolumeOptions{Replicas: len(on), SegmentSize: 64 << 30, AckMode: holdfast.AckReceived, MinCopies: 1}}
+	var p state.SegmentPlacement
+	for _, i := range on {
+		p = append(p, state.ReplicaPlacement{Replica: holdfast.NewID[holdfast.ReplicaID](), Disk: f.disks[i]})
+	}
+	c.Placement = []state.SegmentPlacement{p}
+	f.must(c)
+	f.vols = append(f.vols, c.Volume)
+	if at >= 0 {
+		f.attach(c.Volume, at)
+	}
+	return c.Volume
+}
+
+func (f *fleet) attach(id holdfast.VolumeID, at int) {
+	f.t.Helper()
+	v, _ := f.view.Volume(id)
+	f.must(&state.AttachBegin{Volume: id, Node: f.nodes[at], Instance: f.inst[at], Expect: v.Epoch, Session: holdfast.NewID[holdfast.SessionID](), Takeover: true})
+	v, _ = f.view.Volume(id)
+	f.must(&state.Activate{Segment: holdfast.SegmentID{Volume: id}, Epoch: v.Epoch, S: v.Segments[0].Floor(), ISR: v.Segments[0].ISR(), Continuous: true})
+}
+
+func (f *fleet) segment(id holdfast.VolumeID) *state.Segment {
+	v, _ := f.view.Volume(id)
+	return &v.Segments[0]
+}
+
+func (f *fleet) situation() Situation {
+	return Situation{Gone: func(id holdfast.NodeID) bool { return f.gone[id] }, Lost: func(id holdfast.NodeID) bool { return f.lost[id] },
+		NewReplica: holdfast.NewID[holdfast.ReplicaID]}
+}
+
+// round plans and applies; it returns what was proposed.
+func (f *fleet) round() []state.Command {
+	f.t.Helper()
+	cmds, _ := Plan(f.view, f.situation())
+	for _, c := range cmds {
+		f.must(c)
+	}
+	return cmds
+}
+
+func (f *fleet) nodeOf(r state.Replica) holdfast.NodeID {
+	d, _ := f.view.Disk(r.Disk)
+	return d.Node
+}
+
+func (f *fleet) up(r state.Replica) bool {
+	d, _ := f.view.Disk(r.Disk)
+	return d.State == holdfast.DiskOK && !f.gone[d.Node]
+}
+
+// work does what writers and disks do in time: silent copies leave the in-sync
+// set, others are filled, those that are to go go.
+func (f *fleet) work() {
+	f.t.Helper()
+	for _, id := range f.vols {
+		sid := holdfast.SegmentID{Volume: id}
+		v, _ := f.view.Volume(id)
+		for _, r := range f.segment(id).Replicas {
+			seg := f.segment(id)
+			now := seg.Replica(r.ID)
+			if now == nil {
+				continue
+			}
+			attached := v.Phase == state.PhaseAttached && !f.gone[v.Holder.Node]
+			healthy := 0
+			for _, o := range seg.Replicas {
+				if o.Role == holdfast.RoleInSync && !o.Leaving && f.up(o) && o.ID != r.ID {
+					healthy++
+				}
+			}
+			switch {
+			case now.Role == holdfast.RoleDeleting && f.up(*now):
+				f.must(&state.ReplicaGone{Replica: r.ID})
+			case !attached:
+			case now.Role == holdfast.RoleInSync && healthy > 0 && (now.Leaving || !f.up(*now)):
+				f.must(&state.ShrinkISR{Segment: sid, Epoch: v.Epoch, ISRVersion: seg.ISRVersion, Replica: r.ID})
+			case (now.Role == holdfast.RoleSyncing || now.Role == holdfast.RoleStale) && f.up(*now) && !now.Leaving:
+				f.must(&state.GrowISR{Segment: sid, Epoch: v.Epoch, ISRVersion: seg.ISRVersion, Replica: r.ID})
+			}
+		}
+	}
+}
+
+// settle runs rounds and work until nothing more is proposed.
+func (f *fleet) settle() {
+	f.t.Helper()
+	for range 200 {
+		cmds := f.round()
+		before := f.index
+		f.work()
+		if len(cmds) == 0 && f.index == before {
+			return
+		}
+	}
+	f.t.Fatal("200 rounds, and there is still something to do")
+}
+
+// inSyncOn are the indexes of the nodes with an in-sync replica.
+func (f *fleet) inSyncOn(id holdfast.VolumeID) (on []int) {
+	for i, n := range f.nodes {
+		for _, r := range f.segment(id).Replicas {
+			if r.Role == holdfast.RoleInSync && f.nodeOf(r) == n {
+				on = append(on, i)
+			}
+		}
+	}
+	return on
+}
+
+func (f *fleet) want(id holdfast.VolumeID, what string, on ...int) {
+	f.t.Helper()
+	if got := f.inSyncOn(id); fmt.Sprint(got) != fmt.Sprint(on) {
+		f.t.Errorf("%s: in sync on nodes %v, want %v", what, got, on)
+	}
+}
+
+func TestALostNodeIsReplaced(t *testing.T) {
+	f := newFleet(t, "a", "b", "c", "b", "d")
+	v := f.volume(1, 0, 1, 2)
+	f.gone[f.nodes[0]] = true
+	f.settle()
+	f.want(v, "within the grace period", 1, 2)
+	if n := len(f.segment(v).Replicas); n != 3 {
+		t.Errorf("within the grace period: %d replicas, want the three there were", n)
+	}
+	f.lost[f.nodes[0]] = true
+	f.settle()
+	f.want(v, "after it: in a zone that has none", 1, 2, 4)
+	// The dead one's record goes with its node, when that comes back.
+	delete(f.gone, f.nodes[0])
+	delete(f.lost, f.nodes[0])
+	f.settle()
+	f.want(v, "the node comes back", 1, 2, 4)
+	if n := len(f.segment(v).Replicas); n != 3 {
+		t.Errorf("the node came back: %d replicas, want 3", n)
+	}
+}
+
+func TestAnotherOneIsNotMadeInMaintenance(t *testing.T) {
+	f := newFleet(t, "", "", "", "")
+	v := f.volume(1, 0, 1, 2)
+	f.must(&state.SetDuty{Node: f.nodes[0], From: state.DutyServing, To: state.DutyMaintenance})
+	f.gone[f.nodes[0]], f.lost[f.nodes[0]] = true, true
+	f.settle()
+	f.want(v, "maintenance", 1, 2)
+	f.must(&state.SetDuty{Node: f.nodes[0], From: state.DutyMaintenance, To: state.DutyServing})
+	f.settle()
+	f.want(v, "maintenance has ended, the node is still away", 1, 2, 3)
+}
+
+func TestTheNodeIsBackBeforeItsSuccessorIsFilled(t *testing.T) {
+	f := newFleet(t, "", "", "", "")
+	v := f.volume(1, 0, 1, 2)
+	f.gone[f.nodes[0]], f.lost[f.nodes[0]] = true, true
+	f.work()
+	f.round()
+	if n := len(f.segment(v).Replicas); n != 4 {
+		t.Fatalf("%d replicas, want a fourth", n)
+	}
+	delete(f.gone, f.nodes[0])
+	delete(f.lost, f.nodes[0])
+	cmds, _ := Plan(f.view, f.situation())
+	if len(cmds) != 1 {
+		t.Fatalf("got %v, want one removal", cmds)
+	}
+	rm, ok := cmds[0].(*state.RemoveReplica)
+	if !ok || f.segment(v).Replica(rm.Replica).Role != holdfast.RoleSyncing {
+		t.Fatalf("got %+v, want the one that is not filled removed", cmds[0])
+	}
+	f.settle()
+	f.want(v, "as it was", 0, 1, 2)
+}
+
+func TestAFailedDiskIsReplacedAtOnce(t *testing.T) {
+	f := newFleet(t, "", "", "", "")
+	v := f.volume(1, 0, 1, 2)
+	f.must(&state.DiskFailed{Disk: f.disks[2], OpenCount: 1, Reason: "EIO"})
+	f.settle()
+	f.want(v, "one disk failed", 0, 1, 3)
+}
+
+func TestDrain(t *testing.T) {
+	f := newFleet(t, "", "", "", "")
+	var vols []holdfast.VolumeID
+	for i := range 6 {
+		vols = append(vols, f.volume(i%2, i%4, (i+1)%4, (i+2)%4))
+	}
+	detached := f.volume(-1, 0, 1, 2)
+	f.must(&state.SetDuty{Node: f.nodes[2], From: state.DutyServing, To: state.DutyDraining})
+	for range 100 {
+		f.round()
+		filling := map[holdfast.DiskID]int{}
+		for _, id := range vols {
+			for _, r := range f.segment(id).Replicas {
+				if r.Role == holdfast.RoleSyncing {
+					filling[r.Disk]++
+				}
+			}
+		}
+		for d, n := range filling {
+			if n > MaxRebuilds {
+				t.Fatalf("%d replicas are filled at disk %v, more than %d", n, d, MaxRebuilds)
+			}
+		}
+		f.work()
+	}
+	for _, id := range vols {
+		f.want(id, "drained", 0, 1, 3)
+	}
+	// Nobody fills a detached volume; what it has stays until somebody does.
+	f.want(detached, "detached", 0, 1, 2)
+	f.attach(detached, 0)
+	f.settle()
+	f.want(detached, "attached", 0, 1, 3)
+	if err := func() error { _, err := f.apply(&state.NodeRemove{Node: f.nodes[2]}); return err }(); err != nil {
+		t.Errorf("a drained node cannot be removed: %v", err)
+	}
+}
+
+func TestAnotherNumberOfReplicas(t *testing.T) {
+	f := newFleet(t, "a", "a", "b", "c")
+	v := f.volume(0, 0, 1)
+	set := func(n int) {
+		t.Helper()
+		vol, _ := f.view.Volume(v)
+		to := vol.Options
+		to.Replicas = n
+		f.must(&state.UpdateVolume{Volume: v, From: vol.Options, To: to})
+		f.settle()
+	}
+	set(3)
+	if got := f.inSyncOn(v); len(got) != 3 || got[2] < 2 {
+		t.Errorf("three replicas: on %v, want the third in another zone", got)
+	}
+	set(2)
+	if got := f.inSyncOn(v); len(got) != 2 || got[0] != 0 || got[1] < 2 {
+		t.Errorf("two replicas: on %v, want the holder's and one of another zone", got)
+	}
+	set(1)
+	f.want(v, "one replica: the holder's", 0)
+	set(5)
+	f.want(v, "five on four nodes", 0, 1, 2, 3)
+	if _, blocked := Plan(f.view, f.situation()); len(blocked) != 1 || blocked[0].Segment.Volume != v {
+		t.Errorf("five on four nodes: blocked %v, want one segment", blocked)
+	}
+}
+
+func TestNothingToFillFrom(t *testing.T) {
+	f := newFleet(t, "", "", "", "")
+	v := f.volume(3, 0, 1)
+	for _, n := range f.nodes[:2] {
+		f.gone[n], f.lost[n] = true, true
+	}
+	cmds, blocked := Plan(f.view, f.situation())
+	if len(cmds) != 0 || len(blocked) != 1 || blocked[0].Segment.Volume != v {
+		t.Errorf("no in-sync replica answers: got %v, %v", cmds, blocked)
+	}
+}
+
+// TestAnyTrouble: whatever happens to nodes and disks, no step takes an in-sync
+// copy away that is asked for, no node gets two replicas of a segment, and when
+// the trouble ends everything becomes whole and quiet.
+func TestAnyTrouble(t *testing.T) {
+	rapid.Check(t, func(rt *rapid.T) {
+		n := rapid.IntRange(3, 6).Draw(rt, "nodes")
+		zones := make([]string, n)
+		for i := range zones {
+			zones[i] = rapid.SampledFrom([]string{"", "a", "b"}).Draw(rt, "zone")
+		}
+		f := newFleet(t, zones...)
+		for range rapid.IntRange(1, 4).Draw(rt, "volumes") {
+			first, k := rapid.IntRange(0, n-1).Draw(rt, "first"), rapid.IntRange(1, 3).Draw(rt, "replicas")
+			var on []int
+			for i := range k {
+				on = append(on, (first+i)%n)
+			}
+			f.volume(rapid.IntRange(-1, n-1).Draw(rt, "holder"), on...)
+		}
+		healthy := func(id holdfast.VolumeID) (count int) {
+			for _, r := range f.segment(id).Replicas {
+				if r.Role == holdfast.RoleInSync && !r.Leaving && f.up(r) {
+					count++
+				}
+			}
+			return count
+		}
+		for range rapid.IntRange(5, 40).Draw(rt, "steps") {
+			node := rapid.IntRange(0, n-1).Draw(rt, "node")
+			id := f.nodes[node]
+			switch rapid.IntRange(0, 7).Draw(rt, "what") {
+			case 0:
+				f.gone[id] = true
+			case 1:
+				f.lost[id] = f.gone[id]
+			case 2:
+				delete(f.gone, id)
+				delete(f.lost, id)
+			case 3:
+				have, _ := f.view.Node(id)
+				f.must(&state.SetDuty{Node: id, From: have.Duty, To: rapid.SampledFrom([]state.NodeDuty{state.DutyServing, state.DutyMaintenance, state.DutyDraining}).Draw(rt, "duty")})
+			case 4:
+				vol, _ := f.view.Volume(rapid.SampledFrom(f.vols).Draw(rt, "volume"))
+				to := vol.Options
+				to.Replicas = rapid.IntRange(1, 4).Draw(rt, "to")
+				f.must(&state.UpdateVolume{Volume: vol.ID, From: vol.Options, To: to})
+			case 5:
+				f.work()
+			default:
+				before := map[holdfast.VolumeID]int{}
+				for _, v := range f.vols {
+					before[v] = healthy(v)
+				}
+				f.round()
+				for _, v := range f.vols {
+					vol, _ := f.view.Volume(v)
+					if now := healthy(v); now < before[v] && now < vol.Options.Replicas {
+						rt.Fatalf("volume %v: %d in-sync copies that answer became %d, %d are asked for", v, before[v], now, vol.Options.Replicas)
+					}
+				}
+			}
+			for _, v := range f.vols {
+				seen := map[holdfast.NodeID]bool{}
+				for _, r := range f.segment(v).Replicas {
+					if r.Role != holdfast.RoleDeleting && seen[f.nodeOf(r)] {
+						rt.Fatalf("volume %v has two replicas on one node: %+v", v, f.segment(v).Replicas)
+					}
+					seen[f.nodeOf(r)] = seen[f.nodeOf(r)] || r.Role != holdfast.RoleDeleting
+				}
+			}
+		}
+		clear(f.gone)
+		clear(f.lost)
+		for i, id := range f.nodes {
+			have, _ := f.view.Node(id)
+			f.must(&state.SetDuty{Node: id, From: have.Duty, To: state.DutyServing})
+			_ = i
+		}
+		for _, v := range f.vols {
+			if vol, _ := f.view.Volume(v); vol.Phase == state.PhaseDetached {
+				f.attach(v, 0)
+			}
+		}
+		f.settle()
+		for _, v := range f.vols {
+			vol, _ := f.view.Volume(v)
+			if got, want := len(f.inSyncOn(v)), min(vol.Options.Replicas, n); got != want || len(f.segment(v).Replicas) != want {
+				rt.Fatalf("volume %v ends with %d in-sync of %d replicas, want %d: %+v", v, got, len(f.segment(v).Replicas), want, f.segment(v).Replicas)
+			}
+		}
+	})
+}
