@@ -462,6 +462,15 @@ func (w *wal) syncOnce(round *syncRound) {
 	close(round.done)
 }
 
+// touch reads the first page of the slot in use from the medium.
+func (w *wal) touch(page []byte) error {
+	w.mu.Lock()
+	s := w.slots[w.cur]
+	w.mu.Unlock()
+	_, err := s.file.ReadDirectAt(page, s.base)
+	return err
+}
+
 // read fills p with bytes of a payload.
 func (w *wal) read(p []byte, slot int32, pos int64) error {
 	s := &w.slots[slot]

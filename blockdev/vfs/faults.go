@@ -57,6 +57,12 @@ func (m *Memory) Before(fn func(op Op, path string)) {
 	m.before = fn
 }
 
+// BeforeDirectRead sets a function that is called before each direct read, without
+// any lock held. Set it before the files are used.
+func (m *Memory) BeforeDirectRead(fn func(path string)) {
+	m.beforeRead = fn
+}
+
 // fault returns the error that an armed fault gives, if any. Under mu.
 func (m *Memory) fault(op Op, path string) error {
 	for _, f := range m.faults {

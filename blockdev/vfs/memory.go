@@ -19,17 +19,18 @@ type page = [PageSize]byte
 // NewMemory. Directories exist as soon as they are named. It is safe for
 // concurrent use.
 type Memory struct {
-	mu     sync.Mutex
-	bootID string
-	names  map[string]*inode // as the running system sees them
-	synced map[string]*inode // what SyncDir made durable
-	nextID int
-	faults []*Fault
-	rng    *rand.Rand // of the background writeback; nil for none
-	limit  int64      // bytes that may be held; 0 for no limit
-	held   int64
-	before func(op Op, path string)
-	lost   int // pages not synced that the crash which made this took
+	mu         sync.Mutex
+	bootID     string
+	names      map[string]*inode // as the running system sees them
+	synced     map[string]*inode // what SyncDir made durable
+	nextID     int
+	faults     []*Fault
+	rng        *rand.Rand // of the background writeback; nil for none
+	limit      int64      // bytes that may be held; 0 for no limit
+	held       int64
+	before     func(op Op, path string)
+	beforeRead func(path string)
+	lost       int // pages not synced that the crash which made this took
 }
 
 // inode is one file. Pages are never changed in place, so that clones share them.
@@ -355,6 +356,9 @@ func (f *memFile) ReadAt(p []byte, off int64) (int, error) { return f.read(p, of
 func (f *memFile) ReadDirectAt(p []byte, off int64) (int, error) {
 	if off%PageSize != 0 || len(p)%PageSize != 0 {
 		return 0, &iofs.PathError{Op: "direct read", Path: f.path, Err: syscall.EINVAL}
+	}
+	if f.m.beforeRead != nil {
+		f.m.beforeRead(f.path)
 	}
 	return f.read(p, off, true)
 }

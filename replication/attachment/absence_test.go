@@ -1,6 +1,7 @@
 package attachment
 
 import (
+	"context"
 	"testing"
 	"time"
 
@@ -120,8 +121,33 @@ func TestCopyInterrupted(t *testing.T) {
 	}
 }
 
-// A member whose disk hangs is put out like one that is dead, though it
-// answers pings.
+// A member whose disk hangs is put out like one that is dead, by its silence: its
+// acknowledgements still come, from memory, but it answers no ping.
+func TestDiskLooksAlive(t *testing.T) {
+	c := newCluster(t, 3, 8<<20, 8<<20)
+	a := c.attach(c.hosts[0]) // entries may wait for 20 s
+	m := newModel(24, c.size)
+	m.mutate(t, a, 20)
+	release := c.hosts[1].hang(vfs.OpRead)
+	patience, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	for len(c.meta.isr(0)) == 3 {
+		m.mutate(t, a, 5)
+		if patience.Err() != nil {
+			t.Fatal("a member whose disk hangs is still in sync after a minute")
+		}
+	}
+	m.mutate(t, a, 20)
+	release()
+	c.waitInSync(a, 3)
+	m.verify(t, a)
+	if err := a.Detach(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	c.compare(m.data, c.hosts...)
+}
+
+// A member that does not acknowledge for want of its disk is put out too.
 func TestDiskHangs(t *testing.T) {
 	c := newCluster(t, 3, 8<<20, 8<<20)
 	o := c.options(c.hosts[0])

@@ -91,6 +91,11 @@ func newHost(t testing.TB, n byte, size int64) *host {
 			<-g.open
 		}
 	})
+	h.fs.BeforeDirectRead(func(string) {
+		if g := h.gate.Load(); g != nil && g.op == vfs.OpRead {
+			<-g.open
+		}
+	})
 	err := disk.Format(context.Background(), h.fs, diskPath, disk.FormatOptions{Cluster: testCluster, Node: h.node, Disk: h.id, Size: size, WALSize: disk.MinWALSize})
 	if err != nil {
 		t.Fatalf("format disk of node %d: %v", n, err)

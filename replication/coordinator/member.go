@@ -66,6 +66,7 @@ type member struct {
 	covered    holdfast.Seq // what the flushes sent cover
 	pinged     uint64
 	pong       uint64
+	askedAt    time.Duration // since when a ping is unanswered, while pinged > pong
 	promised   time.Duration // it answers no higher FENCE before this, by our clock
 	commitSent holdfast.Seq
 	intactSent bool
@@ -302,7 +303,7 @@ func (c *Core) onTick() {
 
 // watch suspects and evicts (R2: by raft first).
 func (c *Core) watch(m *member) {
-	silence := c.now - m.lastHeard
+	silence := c.silence(m)
 	age := c.opAge(m)
 	if quiet := c.now - max(m.lastHeard, m.linkAt); m.connected() && (quiet >= c.lim.Evict || !m.inAckset && age >= c.lim.OpAge) {
 		// The connection may be dead without anybody knowing.
@@ -333,6 +334,17 @@ func (c *Core) watch(m *member) {
 	if m.evicting && Mutant == "ack_before_raft" {
 		c.dropFromAckset(m)
 	}
+}
+
+// silence is for how long m gave no sign of life. Acknowledgements alone are none:
+// they may come from memory, while a ping is answered only if the member's disk
+// works (its node looks).
+func (c *Core) silence(m *member) time.Duration {
+	silence := c.now - m.lastHeard
+	if m.pinged > m.pong {
+		silence = max(silence, c.now-max(m.askedAt, m.ageFrom))
+	}
+	return silence
 }
 
 // otherHealthy says whether an in-sync member would remain that can go on.

@@ -26,6 +26,7 @@ func (c *Core) onPong(m *member, e Pong) {
 		return // it answers what was not asked
 	}
 	m.pong = max(m.pong, e.Nonce)
+	m.askedAt = c.now // later pings were sent before now, and are as good as new
 	if e.Promise <= 0 || c.opt.PingsOnly || e.Nonce <= c.doubted || c.round-e.Nonce >= roundsKept {
 		return
 	}

@@ -237,6 +237,9 @@ func (c *Core) sendPings() {
 	}
 	for _, m := range c.members {
 		if m.link == linkStreaming && m.pinged < c.round {
+			if m.pinged == m.pong {
+				m.askedAt = c.now
+			}
 			m.pinged = c.round
 			c.do(SendPing{Replica: m.ID, Conn: m.conn, Epoch: c.opt.Epoch, Nonce: c.round, Promise: m.inAckset && c.wantsPromises()})
 		}

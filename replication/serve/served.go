@@ -211,7 +211,11 @@ func (s *served) do(a replica.Action) {
 	case replica.SendAck:
 		s.send(a.Conn, a.Epoch, 0, &wire.Ack{Tail: a.Tail})
 	case replica.SendPong:
-		s.sendPong(a)
+		// What it says was so when the ping came, and is no less true later: the
+		// writer counts from when it sent the ping.
+		if s.disk.touch.works(now(), func() { s.mu.Lock(); s.sendPong(a); s.unlock() }) {
+			s.sendPong(a)
+		}
 	case replica.SendFlushed:
 		s.send(a.Conn, a.Epoch, wire.RequestID(a.ID), &wire.Flushed{Durable: a.Dur})
 	case replica.SendFenceOK:

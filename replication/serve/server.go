@@ -63,6 +63,7 @@ type pool struct {
 	id        holdfast.DiskID
 	openCount holdfast.OpenCount
 	disk      *disk.Disk
+	touch     *toucher
 }
 
 func (p *pool) failure() error { return p.disk.Stat().Failed }
@@ -141,7 +142,7 @@ func (s *Server) AddDisk(d *disk.Disk) error {
 	s.admin.Lock()
 	defer s.admin.Unlock()
 	st := d.Stat()
-	p := &pool{id: st.Disk, openCount: st.OpenCount, disk: d}
+	p := &pool{id: st.Disk, openCount: st.OpenCount, disk: d, touch: newToucher(d)}
 	s.mu.Lock()
 	closed, known := s.closed, s.pools[p.id] != nil
 	s.mu.Unlock()
@@ -181,11 +182,15 @@ func (s *Server) RemoveDisk(ctx context.Context, id holdfast.DiskID) error {
 			delete(s.served, r.desc.Replica)
 		}
 	}
+	p := s.pools[id]
 	delete(s.pools, id)
 	s.mu.Unlock()
 	return waitFor(ctx, func() {
 		for _, r := range gone {
 			r.close()
+		}
+		if p != nil {
+			p.touch.wait()
 		}
 	})
 }
@@ -464,12 +469,16 @@ func (s *Server) Close() error {
 		_ = c.Close()
 	}
 	gone := slices.Collect(maps.Values(s.served))
+	pools := slices.Collect(maps.Values(s.pools))
 	clear(s.served)
 	clear(s.pools)
 	s.mu.Unlock()
 	close(s.stop)
 	for _, r := range gone {
 		r.close()
+	}
+	for _, p := range pools {
+		p.touch.wait()
 	}
 	s.ended.Wait()
 	return nil
