@@ -11,7 +11,7 @@ LINT    := $(GO) tool -modfile=.ci/tools/go.mod golangci-lint
 BESIDE := . ./blockdev ./blockdev/blockdevtest ./blockdev/disk ./blockdev/nbd ./blockdev/vfs ./raftstore/state \
 	./replication/coordinator ./replication/replica ./replication/wire ./replication/sim ./cmd/internal/history ./cmd/internal/api ./cmd/internal/controller
 
-.PHONY: help build unit test race demo chaos bench soak leftovers crash lint proto glossary clean
+.PHONY: help build unit test race demo sim chaos bench soak leftovers crash lint proto glossary clean
 
 help: ## print the verbs
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -31,6 +31,7 @@ test: lint build ## all that this machine can run, as root
 	@mkdir -p $(OUT)
 	.ci/gotest beside -race $(BESIDE)
 	.ci/gotest test -race -p 1 $$($(GO) list ./... | grep -vxF "$$($(GO) list $(BESIDE))")
+	$(MAKE) --no-print-directory sim SEEDS=10000
 	.ci/gotest mutants -tags holdfast_mutants -run 'TestMutants' ./replication/sim
 	.ci/gotest disk-mutants -tags holdfast_mutants -run 'TestMutants' ./blockdev/disk
 	.ci/gotest lose-acked -tags holdfast_mutant_lose_acked -run 'LoseAcked' ./replication/sim
@@ -44,7 +45,10 @@ demo: build ## three Docker hosts, a database on a volume, a host dies; BREAK=lo
 
 # Another schedule with every commit, the same one for the same commit.
 MINUTES ?= 10
-SEED    ?= $(shell printf '%d' 0x$$(git rev-parse --short=8 HEAD 2>/dev/null || echo 1))
+SEED    ?= $(shell printf '%d' 0x$$(git rev-parse HEAD 2>/dev/null | cut -c1-8 | grep . || echo 1))
+sim: ## SEEDS=n or MINUTES=n, SEED=first: simulated clusters of the cores that ship
+	.ci/gotest sim ./replication/sim -run TestSeeds -seed $(SEED) $(if $(SEEDS),-seeds $(SEEDS),-minutes $(MINUTES))
+
 chaos: build ## MINUTES=n SEED=s: real nodes, real faults, histories judged; CHAOS= more flags
 	@mkdir -p $(OUT)
 	$(GO) build -o $(OUT)/chaos ./cmd/chaos

@@ -153,7 +153,7 @@ func (c *Core) onCopiedLog(e CopiedLog) {
 		return
 	}
 	m.copy = 0
-	m.needCopy = m.needCopy || e.Gap && c.phase == PhaseActive
+	m.needCopy = m.needCopy || e.Gap && c.phase != PhaseOpening
 	tooShort := e.Gap && c.phase == PhaseOpening
 	c.dropLink(m)
 	c.forget(m)

@@ -145,11 +145,23 @@ func (c *controller) finalReads(wr *writer) {
 	}
 }
 
-func (c *controller) completed(_ *writer, o *op, err error) {
+func (c *controller) completed(wr *writer, o *op, err error) {
 	for i, r := range c.reading {
-		if r == o && err == nil {
+		switch {
+		case r != o:
+		case err == nil:
 			c.reading = append(c.reading[:i:i], c.reading[i+1:]...)
 			c.readAll = len(c.reading) == 0
+			return
+		case !wr.ended:
+			// It was held for too long (on_quorum_loss=error): once more.
+			again := &op{wr: wr, kind: opRead, m: o.m}
+			c.reading[i] = again
+			wr.node.after(time.Second, func() {
+				if c.final == wr && !wr.ended {
+					wr.request(again)
+				}
+			})
 			return
 		}
 	}

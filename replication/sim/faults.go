@@ -3,6 +3,7 @@ package sim
 import (
 	"time"
 
+	"github.com/holdfast-storage/holdfast/replication/coordinator"
 	"github.com/holdfast-storage/holdfast/replication/replica"
 )
 
@@ -27,6 +28,11 @@ type rates struct {
 	takeover    time.Duration // how long a dead holder is waited for
 	grace       time.Duration // AttachGrace; 0: its default
 	pingsOnly   bool          // read_promises=off
+	minCopies   int
+	failHeld    time.Duration // on_quorum_loss=error:T; 0 freezes
+	durable     bool          // ack=durable
+	slowWindow  time.Duration // of the look for slow members; 0: the default, longer than a run
+	policy      time.Duration // between changes of min_copies
 
 	// Faults, each as the mean time between two.
 	crash, power, blackout, cut, isolate, reset, stall, force, detach, outage, recycle, drill, eclipse, absence, broken, jump time.Duration
@@ -111,11 +117,38 @@ func (w *world) drawRates() {
 	}
 }
 
+// drawPolicies draws what a user may demand of a volume. It holds and fails
+// requests, which hides what else is wrong: most worlds have none of it.
+func (w *world) drawPolicies() {
+	const s = time.Second
+	r := w.rng
+	if r.Float64() < 0.6 {
+		w.rates.minCopies = 1 + r.Intn(3)
+	}
+	if r.Float64() < 0.6 {
+		w.rates.failHeld = w.between(2*s, 15*s)
+	}
+	w.rates.durable = r.Float64() < 0.3
+	if r.Float64() < 0.5 {
+		// Slow members are taken out, and brought back after a while.
+		w.rates.slowWindow = w.between(500*time.Millisecond, 3*s)
+	}
+	if r.Float64() < 0.4 {
+		w.rates.policy = w.between(3*s, 20*s)
+	}
+}
+
 // faults starts every kind of fault that this world has.
 func (w *world) faults() {
 	n := len(w.nodes)
 	some := func() *node { return w.nodes[w.rng.Intn(n)] }
 	w.raft.loseAnswer = w.rates.loseAnswer
+	w.every(w.rates.policy, func() {
+		w.rates.minCopies = 1 + w.rng.Intn(len(w.reps))
+		if h := w.ctl.holder; h != nil {
+			h.step(coordinator.Policy{Copies: len(w.reps), MinCopies: w.rates.minCopies, FailHeldAfter: w.rates.failHeld})
+		}
+	})
 	w.every(w.rates.crash, func() { w.restart(some(), false, w.between(10*time.Millisecond, 8*time.Second)) })
 	w.every(w.rates.power, func() { w.restart(some(), true, w.between(100*time.Millisecond, 10*time.Second)) })
 	w.every(w.rates.blackout, func() {

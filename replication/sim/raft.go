@@ -43,7 +43,14 @@ func (r *register) attachBegin(n *node) coordinator.Options {
 		Now: n.clock(), Node: n.id, PingsOnly: r.w.rates.pingsOnly, Epoch: r.epoch, ISRVersion: r.version,
 		History: append([]coordinator.Start(nil), r.history...), Floor: r.floor, Detached: r.detached, End: r.end,
 		Copies: len(r.w.reps), Gone: r.w.ctl.gone(),
+		MinCopies: min(r.w.rates.minCopies, len(r.w.reps)), FailHeldAfter: r.w.rates.failHeld,
 		Limits: coordinator.Limits{WindowOps: r.w.rates.window, FlushEvery: r.w.rates.flushEvery, AttachGrace: r.w.rates.grace},
+	}
+	if r.w.rates.durable {
+		o.Ack = holdfast.AckDurable
+	}
+	if r.w.rates.slowWindow > 0 {
+		o.Limits.SlowWindow, o.Limits.SlowSamples = r.w.rates.slowWindow, 3
 	}
 	for _, x := range r.w.reps {
 		role := holdfast.RoleStale

@@ -55,6 +55,10 @@ func Run(cfg Config) Report {
 		n++ // a host without a replica, where the writer may run
 	}
 	w.drawRates()
+	w.rates.minCopies = 1
+	if cfg.Seed%3 == 1 {
+		w.drawPolicies()
+	}
 	w.check = newChecker(w)
 	w.raft = &register{w: w}
 	w.ctl = &controller{w: w, lastReach: make([]time.Duration, n)}

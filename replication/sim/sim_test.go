@@ -3,13 +3,17 @@ package sim
 import (
 	"flag"
 	"fmt"
+	"runtime"
+	"sync"
 	"testing"
+	"time"
 )
 
 var (
-	seeds = flag.Int("seeds", 2000, "how many seeds to run")
-	seed  = flag.Int64("seed", 1, "the first seed")
-	trace = flag.Bool("events", false, "print what happens (use with -seeds 1)")
+	seeds   = flag.Int("seeds", defaultSeeds, "how many seeds to run")
+	seed    = flag.Int64("seed", 1, "the first seed")
+	minutes = flag.Float64("minutes", 0, "run seeds for so long instead of -seeds")
+	trace   = flag.Bool("events", false, "print what happens (use with -seeds 1)")
 )
 
 // prepare is set by the mutants' build.
@@ -20,24 +24,48 @@ func replay(s int64) string {
 	return fmt.Sprintf("go test ./replication/sim -run TestSeeds -seeds 1 -seed %d -events", s)
 }
 
-// TestSeeds runs the shipped cores through simulated clusters: no promise may
-// be broken, and every cluster must find back to full strength.
+// TestSeeds runs the shipped cores through simulated clusters, as many at a time
+// as there are processors: no promise may be broken, and every cluster must find
+// back to full strength.
 func TestSeeds(t *testing.T) {
 	prepare()
-	var steps, completed, reads, epochs, lossy int
-	for s := *seed; s < *seed+int64(*seeds); s++ {
-		cfg := Config{Seed: s}
-		if *trace {
-			cfg.Trace = func(line string) { fmt.Println(line) }
+	end := time.Now().Add(time.Duration(*minutes * float64(time.Minute)))
+	var (
+		mu    sync.Mutex
+		next  = *seed
+		total Report
+		wg    sync.WaitGroup
+	)
+	take := func() (int64, bool) {
+		mu.Lock()
+		defer mu.Unlock()
+		s := next
+		if t.Failed() || *minutes == 0 && s >= *seed+int64(*seeds) || *minutes > 0 && !time.Now().Before(end) {
+			return 0, false
 		}
-		r := Run(cfg)
-		steps, completed, reads, epochs, lossy = steps+r.Steps, completed+r.Completed, reads+r.Reads, epochs+r.Epochs, lossy+r.Lossy
-		if r.Failure != "" {
-			t.Fatalf("seed %d: %s\nrepeat with: %s", s, r.Failure, replay(s))
-		}
-		if r.Stuck != "" {
-			t.Fatalf("seed %d: not back to full strength: %s\nrepeat with: %s", s, r.Stuck, replay(s))
-		}
+		next++
+		return s, true
 	}
-	t.Logf("%d seeds: %d steps, %d requests answered (%d reads), %d activations (%d lossy)", *seeds, steps, completed, reads, epochs, lossy)
+	for range runtime.GOMAXPROCS(0) {
+		wg.Go(func() {
+			for s, ok := take(); ok; s, ok = take() {
+				cfg := Config{Seed: s}
+				if *trace {
+					cfg.Trace = func(line string) { fmt.Println(line) }
+				}
+				r := Run(cfg)
+				mu.Lock()
+				total.Steps, total.Completed, total.Reads, total.Epochs, total.Lossy = total.Steps+r.Steps, total.Completed+r.Completed, total.Reads+r.Reads, total.Epochs+r.Epochs, total.Lossy+r.Lossy
+				mu.Unlock()
+				if r.Failure != "" {
+					t.Errorf("seed %d: %s\nrepeat with: %s", s, r.Failure, replay(s))
+				}
+				if r.Stuck != "" {
+					t.Errorf("seed %d: not back to full strength: %s\nrepeat with: %s", s, r.Stuck, replay(s))
+				}
+			}
+		})
+	}
+	wg.Wait()
+	t.Logf("%d seeds from %d: %d steps, %d requests answered (%d reads), %d activations (%d lossy)", next-*seed, *seed, total.Steps, total.Completed, total.Reads, total.Epochs, total.Lossy)
 }
