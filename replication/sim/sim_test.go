@@ -13,6 +13,7 @@ var (
 	seeds   = flag.Int("seeds", defaultSeeds, "how many seeds to run")
 	seed    = flag.Int64("seed", 1, "the first seed")
 	minutes = flag.Float64("minutes", 0, "run seeds for so long instead of -seeds")
+	plain   = flag.Bool("plain", false, "volumes demand nothing")
 	trace   = flag.Bool("events", false, "print what happens (use with -seeds 1)")
 )
 
@@ -49,7 +50,7 @@ func TestSeeds(t *testing.T) {
 	for range runtime.GOMAXPROCS(0) {
 		wg.Go(func() {
 			for s, ok := take(); ok; s, ok = take() {
-				cfg := Config{Seed: s}
+				cfg := Config{Seed: s, Plain: *plain}
 				if *trace {
 					cfg.Trace = func(line string) { fmt.Println(line) }
 				}
