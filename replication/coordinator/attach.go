@@ -233,7 +233,7 @@ func (c *Core) startOver(why string) {
 func (c *Core) proposeActivate() {
 	var isr []holdfast.ReplicaID
 	for _, m := range c.members {
-		if m.confirmed {
+		if m.confirmed || Mutant == "isr_keeps_short" && m.inISR {
 			isr = append(isr, m.ID)
 		}
 	}

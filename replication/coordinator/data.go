@@ -122,8 +122,12 @@ func (c *Core) favourite() *member {
 func (c *Core) raiseCommit() {
 	commit, any := c.acked, false
 	for _, m := range c.members {
-		if m.inAckset {
+		if m.inAckset && (Mutant != "flush_local_only" || m.Node == c.opt.Node || !any) {
 			commit, any = min(commit, m.dur), true
+			if Mutant == "flush_local_only" && m.Node == c.opt.Node {
+				commit = min(c.acked, m.dur)
+				break
+			}
 		}
 	}
 	if any && commit > c.commit {

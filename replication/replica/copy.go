@@ -16,6 +16,9 @@ func (c *Core) install(e Install) {
 	if Mutant == "install_below_ckpt" {
 		floor = c.sess.joinAt
 	}
+	if Mutant == "no_asof_floor" {
+		floor = 0
+	}
 	if e.AsOf < floor || e.AsOf > c.commitGot {
 		c.do(SendInstalled{Conn: e.Conn, Batch: e.Batch, AsOf: e.AsOf, Retry: true})
 		c.do(Drop{Batch: e.Batch})

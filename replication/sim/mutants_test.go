@@ -41,6 +41,9 @@ var mutants = []struct {
 	{"promise_lost_on_crash", 6000},
 	{"read_without_lease", 6000},
 	{"local_fence_unnoticed", 6000},
+	{"flush_local_only", 6000},
+	{"isr_keeps_short", 10000},
+	{"no_asof_floor", 6000},
 }
 
 var mutantFlag = flag.String("mutant", "", "leave this rule out in TestSeeds")
