@@ -1,12 +1,16 @@
 package e2e
 
 import (
+	"context"
+	"fmt"
+	"os/exec"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 )
 
-// holders are the nodes with a replica of a volume in a state.
+// nodesWith are the nodes with a replica of a volume in a state.
 func (v volume) nodesWith(state string) map[string]bool {
 	on := map[string]bool{}
 	for _, r := range v.Replicas {
@@ -17,9 +21,65 @@ func (v volume) nodesWith(state string) map[string]bool {
 	return on
 }
 
-// TestRebuildElsewhere has a volume of two copies on four nodes come back to two
-// when a node is gone for longer than the grace period, change their number while
-// a client writes, leave a node that is drained, and keep every byte.
+// writer is a client that writes and reads back without an end.
+type writer struct {
+	t      *testing.T
+	stop   chan struct{}
+	passes atomic.Int64 // that were written and read back whole
+	result chan error
+}
+
+// startWriter writes the 4 MiB from 64 MiB on, again and again, and verifies each
+// pass.
+func startWriter(t *testing.T, uri string) *writer {
+	t.Helper()
+	w := &writer{t: t, stop: make(chan struct{}), result: make(chan error, 1)}
+	dir := t.TempDir() // fio leaves its verify state where it runs
+	ctx, cancel := context.WithTimeout(context.Background(), 8*time.Minute)
+	t.Cleanup(cancel)
+	go func() {
+		for {
+			select {
+			case <-w.stop:
+				w.result <- nil
+				return
+			default:
+			}
+			cmd := exec.CommandContext(ctx, "fio", "--name=w", "--ioengine=nbd", "--uri="+uri, "--thread", "--rw=randwrite", "--bs=4k", "--offset=64M", "--size=4M",
+				"--rate_iops=400,400", "--verify=crc32c", "--do_verify=1", "--verify_fatal=1")
+			cmd.Dir = dir
+			if out, err := cmd.CombinedOutput(); err != nil {
+				w.result <- fmt.Errorf("fio, pass %d: %w\n%s", w.passes.Load()+1, err, out)
+				return
+			}
+			w.passes.Add(1)
+		}
+	}()
+	return w
+}
+
+// wrote waits for a pass that began after the call and was read back whole.
+func (w *writer) wrote(what string) {
+	w.t.Helper()
+	target := w.passes.Load() + 2
+	eventually(w.t, time.Minute, "a whole pass of the client "+what, func() bool { return w.passes.Load() >= target || len(w.result) > 0 })
+	if len(w.result) > 0 {
+		w.t.Fatalf("the client %s: %v", what, <-w.result)
+	}
+}
+
+// finish lets the client end its pass.
+func (w *writer) finish() {
+	w.t.Helper()
+	close(w.stop)
+	if err := <-w.result; err != nil {
+		w.t.Fatal(err)
+	}
+}
+
+// TestRebuildElsewhere has a volume of three copies on four nodes come back to
+// three when a node is gone for longer than the grace period, change their number,
+// and leave a node that is drained, all while a client writes; every byte is kept.
 func TestRebuildElsewhere(t *testing.T) {
 	whole(t)
 	need(t, "qemu-io", "fio")
@@ -29,20 +89,23 @@ func TestRebuildElsewhere(t *testing.T) {
 		byName[n.name] = n
 	}
 	first := c.nodes[0]
-	first.must("volume", "create", "v", "--size", "128M", "--replicas", "2")
+	first.must("volume", "create", "v", "--size", "128M", "--replicas", "3")
 	replicas := first.inspect("v").Replicas
 	holder, dead := byName[replicas[0].Node], byName[replicas[1].Node]
 	uri := holder.attach("v")
-	fio(t, uri, "--rw=write", "--bs=64k", "--size=128M", "--verify=crc32c", "--do_verify=0")
+	fio(t, uri, "--rw=write", "--bs=64k", "--size=64M", "--verify=crc32c", "--do_verify=0")
+	client := startWriter(t, uri)
+	client.wrote("before the death")
 
 	dead.kill()
 	eventually(t, 30*time.Second, "explain says when the dead node's replica is made anew", func() bool {
 		return strings.Contains(holder.must("volume", "explain", "v"), "is made anew elsewhere")
 	})
-	eventually(t, 90*time.Second, "two copies in sync without the dead node", func() bool {
+	eventually(t, 90*time.Second, "three copies in sync without the dead node", func() bool {
 		on := holder.inspect("v").nodesWith("in-sync")
-		return len(on) == 2 && !on[dead.name]
+		return len(on) == 3 && !on[dead.name]
 	})
+	client.wrote("after the rebuild")
 	dead.start()
 	eventually(t, time.Minute, "the dead node is back, and has no copy any more", func() bool {
 		v := holder.inspect("v")
@@ -50,8 +113,11 @@ func TestRebuildElsewhere(t *testing.T) {
 	})
 	dead.ready()
 
-	holder.must("volume", "update", "v", "--replicas", "3")
-	eventually(t, time.Minute, "three copies", func() bool { return holder.inspect("v").whole() && len(holder.inspect("v").Replicas) == 3 })
+	for _, n := range []int{2, 3} {
+		holder.must("volume", "update", "v", "--replicas", fmt.Sprint(n))
+		eventually(t, time.Minute, fmt.Sprintf("%d copies", n), func() bool { v := holder.inspect("v"); return v.whole() && len(v.Replicas) == n })
+		client.wrote(fmt.Sprintf("with %d copies", n))
+	}
 	for _, bad := range []struct {
 		code int
 		args []string
@@ -87,7 +153,8 @@ func TestRebuildElsewhere(t *testing.T) {
 		v := holder.inspect("v")
 		return v.whole() && v.nodesWith("in-sync")[holder.name]
 	})
-	fio(t, uri, "--rw=read", "--bs=64k", "--size=128M", "--verify=crc32c", "--verify_only")
+	client.finish()
+	fio(t, uri, "--rw=read", "--bs=64k", "--size=64M", "--verify=crc32c", "--verify_only")
 	holder.must("volume", "detach", "v")
 
 	gone := byName[leaving]

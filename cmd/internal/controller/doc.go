@@ -4,7 +4,7 @@
 //
 // Promises. Plan is a pure function of the tables and of who is gone; it never
 // proposes what would leave a segment with fewer in-sync replicas than asked for,
-// nor more rebuilds at a disk than MaxRebuilds. The loop proposes only on the raft
+// nor more rebuilds at a node than MaxRebuilds. The loop proposes only on the raft
 // leader; every command is compare-and-set, so two leaders that overlap, or a
 // command applied twice, do no harm.
 //

@@ -11,8 +11,9 @@ import (
 )
 
 const (
-	// MaxRebuilds is how many replicas of attached volumes are filled at one disk at
-	// a time: more would only share its bandwidth and all be late.
+	// MaxRebuilds is how many replicas of attached volumes are filled at one node, and
+	// so at one disk, at a time: more would only share its network and its disks, and
+	// all be late.
 	MaxRebuilds = 2
 	// maxCommands bounds what one round proposes: the next one sees the effect.
 	maxCommands = 16
@@ -36,7 +37,7 @@ type Blocked struct {
 
 // Plan returns what to propose now, the segments that are worst off first.
 func Plan(view *state.View, s Situation) ([]state.Command, []Blocked) {
-	p := &planner{view: view, s: s, filling: map[holdfast.DiskID]int{}}
+	p := &planner{view: view, s: s, filling: map[holdfast.NodeID]int{}}
 	var segments []*segment
 	for vol := range view.Volumes() {
 		for i := range vol.Segments {
@@ -56,7 +57,7 @@ func Plan(view *state.View, s Situation) ([]state.Command, []Blocked) {
 type planner struct {
 	view    *state.View
 	s       Situation
-	filling map[holdfast.DiskID]int // replicas of attached volumes being filled, by disk
+	filling map[holdfast.NodeID]int // replicas of attached volumes being filled, by node
 	out     []state.Command
 	blocked []Blocked
 }
@@ -90,7 +91,7 @@ func (p *planner) look(vol *state.Volume, index int) *segment {
 		default:
 			out.good = append(out.good, r)
 			if r.Role != holdfast.RoleInSync && vol.Phase != state.PhaseDetached && !p.s.Gone(node.ID) {
-				p.filling[disk.ID]++
+				p.filling[node.ID]++
 			}
 		}
 	}
@@ -128,7 +129,7 @@ func (p *planner) plan(s *segment) {
 	}
 }
 
-// add places one more replica, unless nothing could fill it or the disks that
+// add places one more replica, unless nothing could fill it or the nodes that
 // could take it have enough to do.
 func (p *planner) add(s *segment) {
 	block := func(format string, args ...any) {
@@ -151,9 +152,9 @@ func (p *planner) add(s *segment) {
 		}
 	}
 	if s.vol.Phase != state.PhaseDetached {
-		for id, n := range p.filling {
-			if d, ok := p.view.Disk(id); ok && n >= MaxRebuilds {
-				busy = append(busy, d.Node)
+		for n := range p.view.Nodes() {
+			if p.filling[n.ID] >= MaxRebuilds {
+				busy = append(busy, n.ID)
 			}
 		}
 	}
@@ -165,13 +166,15 @@ func (p *planner) add(s *segment) {
 	at, err := place(append(slices.Clone(avoid), busy...))
 	if err != nil {
 		if _, other := place(avoid); other == nil {
-			block("the disks that could take a new replica are filling %d others each", MaxRebuilds)
+			block("the nodes that could take a new replica are filling %d others each", MaxRebuilds)
 			return
 		}
 		block("a new replica has no place: %v", err)
 		return
 	}
-	p.filling[at.Disk]++
+	if d, ok := p.view.Disk(at.Disk); ok && s.vol.Phase != state.PhaseDetached {
+		p.filling[d.Node]++
+	}
 	p.out = append(p.out, &state.AddReplica{Segment: s.id, LayoutVersion: s.seg.LayoutVersion, Replica: at.Replica, Disk: at.Disk})
 }
 

@@ -282,6 +282,47 @@ func TestDrain(t *testing.T) {
 	}
 }
 
+// TestRebuildsOfANodeWithTwoDisks: its network is one, however many disks it has.
+func TestRebuildsOfANodeWithTwoDisks(t *testing.T) {
+	f := newFleet(t, "", "", "", "")
+	second := holdfast.NewID[holdfast.DiskID]()
+	f.must(&state.DiskOpen{Disk: second, Node: f.nodes[3], Instance: f.inst[3], OpenCount: 1, Size: 1 << 40, Free: 1 << 40})
+	var vols []holdfast.VolumeID
+	for range 8 {
+		vols = append(vols, f.volume(0, 0, 1, 2))
+	}
+	f.gone[f.nodes[2]], f.lost[f.nodes[2]] = true, true
+	// One is being filled at the disk that the planner would not choose first.
+	cmds, _ := Plan(f.view, f.situation())
+	other := second
+	if cmds[0].(*state.AddReplica).Disk == second {
+		other = f.disks[3]
+	}
+	f.must(&state.AddReplica{Segment: holdfast.SegmentID{Volume: vols[0]}, LayoutVersion: f.segment(vols[0]).LayoutVersion, Replica: holdfast.NewID[holdfast.ReplicaID](), Disk: other})
+	most := 0
+	for range 100 {
+		f.round()
+		filling := 0
+		for _, id := range vols {
+			for _, r := range f.segment(id).Replicas {
+				if r.Role == holdfast.RoleSyncing && f.nodeOf(r) == f.nodes[3] {
+					filling++
+				}
+			}
+		}
+		if most = max(most, filling); most > MaxRebuilds {
+			t.Fatalf("%d replicas are filled at one node, more than %d", most, MaxRebuilds)
+		}
+		f.work()
+	}
+	if most != MaxRebuilds {
+		t.Errorf("at most %d replicas were filled at a time, want %d", most, MaxRebuilds)
+	}
+	for _, id := range vols {
+		f.want(id, "made anew", 0, 1, 3)
+	}
+}
+
 func TestAnotherNumberOfReplicas(t *testing.T) {
 	f := newFleet(t, "a", "a", "b", "c")
 	v := f.volume(0, 0, 1)
