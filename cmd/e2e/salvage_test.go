@@ -116,17 +116,10 @@ func TestSalvage(t *testing.T) {
 	if got := stateOf(user, old.name); got != "orphan" {
 		t.Errorf("the replica salvaged first is %s, want orphan", got)
 	}
-	if r := user.must("volume", "salvage", "v", "--drop-orphans"); !strings.Contains(r, "1 orphans") {
+	if r := user.must("volume", "salvage", "v", "--drop-orphans"); !strings.Contains(r, "orphans are being deleted") {
 		t.Errorf("drop of the orphan: %s", r)
 	}
-	eventually(t, 30*time.Second, "no orphan is left", func() bool {
-		for _, r := range user.inspect("v").Replicas {
-			if r.State == "orphan" {
-				return false
-			}
-		}
-		return true
-	})
+	eventually(t, time.Minute, "no orphan is left, and two copies are in sync again", func() bool { return user.inspect("v").whole() })
 	do(uri, "read -P 3 1M 64k")
 	user.must("volume", "detach", "v")
 	user.must("volume", "rm", "v")
