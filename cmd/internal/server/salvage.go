@@ -21,17 +21,9 @@ const askTime = 3 * time.Second
 // SalvageVolume implements apipb.HoldfastServer. Without a choice it says what
 // there is to choose from and changes nothing.
 func (s *Server) SalvageVolume(ctx context.Context, req *apipb.SalvageRequest) (*apipb.Salvage, error) {
-	view, err := s.o.Cluster.Read(ctx)
+	view, v, err := s.volumeNow(ctx, req.Name)
 	if err != nil {
 		return nil, err
-	}
-	found, err := s.o.Attachments.Find(ctx, req.Name)
-	if err != nil {
-		return nil, err
-	}
-	v, ok := view.Volume(found.ID)
-	if !ok || v.Deleted {
-		return nil, holdfast.Errorf(holdfast.ErrNotFound, "no volume %q", req.Name)
 	}
 	p := &salvage{s: s, view: view, vol: v, req: req}
 	p.look(ctx)

@@ -32,17 +32,9 @@ func (s *Server) UpdateVolume(ctx context.Context, req *apipb.UpdateVolumeReques
 		}
 	}
 	for {
-		view, err := s.o.Cluster.Read(ctx)
+		view, v, err := s.volumeNow(ctx, req.Name)
 		if err != nil {
 			return nil, err
-		}
-		found, err := s.o.Attachments.Find(ctx, req.Name)
-		if err != nil {
-			return nil, err
-		}
-		v, ok := view.Volume(found.ID)
-		if !ok || v.Deleted {
-			return nil, holdfast.Errorf(holdfast.ErrNotFound, "no volume %q", req.Name)
 		}
 		to, err := s.updated(view, v, given)
 		if err != nil {
@@ -92,11 +84,7 @@ func (s *Server) updated(view *state.View, v *state.Volume, given holdfast.Volum
 func (s *Server) SetNodeDuty(ctx context.Context, req *apipb.NodeDutyRequest) (*apipb.Node, error) {
 	duty := state.NodeDuty(req.Duty)
 	for {
-		view, err := s.o.Cluster.Read(ctx)
-		if err != nil {
-			return nil, err
-		}
-		n, err := findNode(view, req.Name)
+		view, n, err := s.nodeNow(ctx, req.Name)
 		if err != nil {
 			return nil, err
 		}
@@ -143,15 +131,39 @@ func (s *Server) mayDrain(view *state.View, n *state.Node) error {
 	return nil
 }
 
+// volumeNow finds a volume by name or id in a view that shows all that was decided
+// before the call.
+func (s *Server) volumeNow(ctx context.Context, name string) (*state.View, *state.Volume, error) {
+	view, err := s.o.Cluster.Read(ctx)
+	if err != nil {
+		return nil, nil, err
+	}
+	found, err := s.o.Attachments.Find(ctx, name)
+	if err != nil {
+		return nil, nil, err
+	}
+	v, ok := view.Volume(found.ID)
+	if !ok || v.Deleted {
+		return nil, nil, holdfast.Errorf(holdfast.ErrNotFound, "no volume %q", name).WithRemedy("see holdfast volume ls")
+	}
+	return view, v, nil
+}
+
+// nodeNow is volumeNow for a node.
+func (s *Server) nodeNow(ctx context.Context, name string) (*state.View, *state.Node, error) {
+	view, err := s.o.Cluster.Read(ctx)
+	if err != nil {
+		return nil, nil, err
+	}
+	n, err := findNode(view, name)
+	return view, n, err
+}
+
 func (s *Server) gone(id holdfast.NodeID) bool { return id != s.o.Node && s.o.Cluster.Gone(id) }
 
 // RemoveNode implements apipb.HoldfastServer.
 func (s *Server) RemoveNode(ctx context.Context, req *apipb.NodeRequest) (*apipb.RemoveNodeResponse, error) {
-	view, err := s.o.Cluster.Read(ctx)
-	if err != nil {
-		return nil, err
-	}
-	n, err := findNode(view, req.Name)
+	_, n, err := s.nodeNow(ctx, req.Name)
 	if err != nil {
 		return nil, err
 	}
