@@ -5,6 +5,9 @@ package sim
 import (
 	"flag"
 	"fmt"
+	"runtime"
+	"sync"
+	"sync/atomic"
 	"testing"
 )
 
@@ -57,22 +60,48 @@ func init() { prepare = func() { setMutant(*mutantFlag) } }
 func TestMutants(t *testing.T) {
 	for _, m := range mutants {
 		t.Run(m.name, func(t *testing.T) {
-			for s := int64(1); s <= int64(m.limit); s++ {
-				setMutant(m.name)
-				r := Run(Config{Seed: s, Plain: true})
-				setMutant("")
-				if r.Failure == "" {
-					continue
-				}
-				if r := Run(Config{Seed: s, Plain: true}); r.Failure != "" || r.Stuck != "" {
-					t.Fatalf("seed %d fails without the mutant too: %s%s", s, r.Failure, r.Stuck)
-				}
-				t.Logf("killed by seed %d: %s\nrepeat with: %s", s, r.Failure, replayMutant(m.name, s))
-				return
+			setMutant(m.name)
+			killed := firstFailure(int64(m.limit))
+			setMutant("")
+			if killed.Failure == "" {
+				t.Fatalf("survived %d seeds", m.limit)
 			}
-			t.Errorf("survived %d seeds", m.limit)
+			if r := Run(Config{Seed: killed.Seed, Plain: true}); r.Failure != "" || r.Stuck != "" {
+				t.Fatalf("seed %d fails without the mutant too: %s%s", killed.Seed, r.Failure, r.Stuck)
+			}
+			t.Logf("killed by seed %d: %s\nrepeat with: %s", killed.Seed, killed.Failure, replayMutant(m.name, killed.Seed))
 		})
 	}
+}
+
+// firstFailure runs plain worlds from seed 1 on, as many at a time as there are
+// processors, and returns the report of the lowest seed that fails.
+func firstFailure(limit int64) Report {
+	var (
+		next  atomic.Int64
+		mu    sync.Mutex
+		first Report
+		wg    sync.WaitGroup
+	)
+	over := func(s int64) bool {
+		mu.Lock()
+		defer mu.Unlock()
+		return s > limit || first.Failure != "" && s > first.Seed
+	}
+	for range runtime.GOMAXPROCS(0) {
+		wg.Go(func() {
+			for s := next.Add(1); !over(s); s = next.Add(1) {
+				r := Run(Config{Seed: s, Plain: true})
+				mu.Lock()
+				if r.Failure != "" && (first.Failure == "" || s < first.Seed) {
+					first = r
+				}
+				mu.Unlock()
+			}
+		})
+	}
+	wg.Wait()
+	return first
 }
 
 func replayMutant(name string, s int64) string {
