@@ -88,6 +88,7 @@ type Limits struct {
 	Tick          time.Duration // how often the edge ticks; 100 ms
 	PromiseLength time.Duration // L, 2 s: promises are asked for every L/4; two ticks more than L/2 apart are a stall
 	Suspect       time.Duration // silence until a member is suspected; 2 s
+	Hedge         time.Duration // what a member may take over a read until another one is asked; 200 ms
 	Evict         time.Duration // silence until it is evicted; 5 s
 	OpAge         time.Duration // age of an unacknowledged op or flush until eviction; 10 s
 	AttachGrace   time.Duration // wait for the others after the first intact answer; 500 ms

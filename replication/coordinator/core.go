@@ -53,6 +53,7 @@ type Core struct {
 	doubted   uint64                    // answers up to this round promise nothing
 	readAt    time.Duration             // the last read's arrival
 	hasRead   bool
+	hedges    int // twentieths of reads that may be hedged
 
 	// Raft.
 	command    *command
@@ -92,7 +93,7 @@ type refusal struct {
 func New(o Options) *Core {
 	c := &Core{
 		opt: o, lim: o.Limits.withDefaults(), now: o.Now,
-		phase: PhaseFencing, phaseSince: o.Now, attachAt: o.Now, lastTick: o.Now, paceFrom: o.Now,
+		phase: PhaseFencing, phaseSince: o.Now, attachAt: o.Now, lastTick: o.Now, paceFrom: o.Now, hedges: hedgeShare,
 		history:    append([]Start(nil), o.History...),
 		isrVersion: o.ISRVersion,
 	}
@@ -114,6 +115,7 @@ func (l Limits) withDefaults() Limits {
 	def(&l.Tick, 100*time.Millisecond)
 	def(&l.PromiseLength, 2*time.Second)
 	def(&l.Suspect, 2*time.Second)
+	def(&l.Hedge, 200*time.Millisecond)
 	def(&l.Evict, 5*time.Second)
 	def(&l.OpAge, 10*time.Second)
 	def(&l.AttachGrace, 500*time.Millisecond)

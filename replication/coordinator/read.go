@@ -50,6 +50,7 @@ func (c *Core) onRead(e Read) {
 		r = new(read)
 	}
 	c.readAt, c.hasRead = c.now, true
+	c.hedges = min(c.hedges+1, maxHedges*hedgeShare)
 	*r = read{id: e.ID, offset: e.Offset, length: e.Length, since: c.now, tried: r.tried[:0]}
 	r.overlap = c.win.overlap(c.acked, e.Offset, e.Length)
 	c.reads = append(c.reads, r)
@@ -193,17 +194,34 @@ func (c *Core) confirmed(r *read) bool {
 	return all
 }
 
-// readsOverdue samples at another member what one does not answer: its disk may
-// hang although it answers pings. If there is no other, the read waits.
+// A read that one member is slow to answer is hedged: another one is asked, and
+// the first answer no longer counts. One read in hedgeShare may be, maxHedges at
+// once: where every member is slow it would only double the load.
+const (
+	hedgeShare = 20
+	maxHedges  = 16
+)
+
+// readsOverdue samples at another member what one does not answer: soon while
+// few reads are so, and whatever the share once the member is suspect for it. If
+// there is no other, the read waits.
 func (c *Core) readsOverdue() {
 	for _, r := range c.reads {
-		if r.step != readSampling || c.now-max(r.sampledAt, r.source.ageFrom) < c.lim.Suspect {
+		if r.step != readSampling {
+			continue
+		}
+		waited := c.now - max(r.sampledAt, r.source.ageFrom)
+		hedge := waited < c.lim.Suspect
+		if waited < c.lim.Hedge || hedge && c.hedges < hedgeShare {
 			continue
 		}
 		r.tried = append(r.tried, r.source)
 		if c.untried(r) == nil {
 			r.tried = r.tried[:len(r.tried)-1]
 			continue
+		}
+		if hedge {
+			c.hedges -= hedgeShare
 		}
 		r.step, r.overlap = readBefore, 0
 	}
