@@ -122,7 +122,7 @@ func (c *Core) favourite() *member {
 func (c *Core) raiseCommit() {
 	commit, any := c.acked, false
 	for _, m := range c.members {
-		if m.inAckset && (Mutant != "flush_local_only" || m.Node == c.opt.Node || !any) {
+		if m.inAckset {
 			commit, any = min(commit, m.dur), true
 			if Mutant == "flush_local_only" && m.Node == c.opt.Node {
 				commit = min(c.acked, m.dur)

@@ -68,9 +68,11 @@ type segment struct {
 	vol *state.Volume
 	seg *state.Segment
 	// good replicas count towards the number asked for; lost ones are to be
-	// replaced. Those that leave, orphans and those being deleted are neither.
-	good, lost []state.Replica
-	reachable  int // in-sync replicas whose nodes answer, wherever they are to go
+	// replaced; leaving ones were told to go. Orphans and those being deleted are
+	// nothing of these.
+	good, lost, leaving []state.Replica
+
+	reachable int // in-sync replicas whose nodes answer, wherever they are to go
 }
 
 func (p *planner) look(vol *state.Volume, index int) *segment {
@@ -85,6 +87,7 @@ func (p *planner) look(vol *state.Volume, index int) *segment {
 		}
 		switch {
 		case r.Leaving:
+			out.leaving = append(out.leaving, r)
 		case node == nil || node.Removed || disk.State != holdfast.DiskOK || node.Duty == state.DutyDraining,
 			node.Duty != state.DutyMaintenance && p.s.Lost(node.ID):
 			out.lost = append(out.lost, r)
@@ -112,6 +115,14 @@ func (p *planner) where(r state.Replica) (*state.Disk, *state.Node) {
 }
 
 func (p *planner) plan(s *segment) {
+	for _, r := range s.leaving {
+		// Its writer takes it out. One that no writer has in its in-sync set any
+		// more would stay for ever.
+		if (r.Role != holdfast.RoleInSync || s.vol.Phase == state.PhaseDetached) && p.mayRemove(s, r) {
+			p.remove(s, r)
+			return
+		}
+	}
 	switch want := s.vol.Options.Replicas; {
 	case len(s.good) < want:
 		p.add(s)

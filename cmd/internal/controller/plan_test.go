@@ -351,6 +351,58 @@ func TestAnotherNumberOfReplicas(t *testing.T) {
 	}
 }
 
+// TestALeavingReplicaLeftBehind: one that was told to go and whose writer did not
+// take it out goes all the same, once it is not missed.
+func TestALeavingReplicaLeftBehind(t *testing.T) {
+	for name, end := range map[string]func(f *fleet, v holdfast.VolumeID){
+		"detached": func(f *fleet, v holdfast.VolumeID) {
+			vol, _ := f.view.Volume(v)
+			f.must(&state.Detach{Volume: v, Epoch: vol.Epoch, Ends: []state.SegmentEnd{{End: 7, Commit: 7}}})
+		},
+		"left out of an activation": func(f *fleet, v holdfast.VolumeID) {
+			vol, _ := f.view.Volume(v)
+			f.must(&state.AttachBegin{Volume: v, Node: f.nodes[1], Instance: f.inst[1], Expect: vol.Epoch, Session: holdfast.NewID[holdfast.SessionID](), Takeover: true})
+			var isr []holdfast.ReplicaID
+			for _, r := range f.segment(v).Replicas {
+				if r.Role == holdfast.RoleInSync && !r.Leaving {
+					isr = append(isr, r.ID)
+				}
+			}
+			f.must(&state.Activate{Segment: holdfast.SegmentID{Volume: v}, Epoch: vol.Epoch + 1, ISR: isr, Continuous: true})
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			f := newFleet(t, "", "", "", "")
+			v := f.volume(0, 0, 1, 2)
+			f.must(&state.SetDuty{Node: f.nodes[2], From: state.DutyServing, To: state.DutyDraining})
+			for range 3 { // place, fill, and say that the drained one is to go
+				f.round()
+				seg := f.segment(v)
+				for _, r := range seg.Replicas {
+					if vol, _ := f.view.Volume(v); r.Role == holdfast.RoleSyncing {
+						f.must(&state.GrowISR{Segment: holdfast.SegmentID{Volume: v}, Epoch: vol.Epoch, ISRVersion: seg.ISRVersion, Replica: r.ID})
+					}
+				}
+			}
+			leaving := 0
+			for _, r := range f.segment(v).Replicas {
+				if r.Leaving {
+					leaving++
+				}
+			}
+			if leaving != 1 {
+				t.Fatalf("%d replicas are told to go, want the drained one: %+v", leaving, f.segment(v).Replicas)
+			}
+			end(f, v)
+			f.settle()
+			f.want(v, "in the end", 0, 1, 3)
+			if n := len(f.segment(v).Replicas); n != 3 {
+				t.Errorf("%d replicas are left, want 3: %+v", n, f.segment(v).Replicas)
+			}
+		})
+	}
+}
+
 func TestNothingToFillFrom(t *testing.T) {
 	f := newFleet(t, "", "", "", "")
 	v := f.volume(3, 0, 1)
