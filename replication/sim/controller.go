@@ -12,6 +12,7 @@ import (
 type controller struct {
 	w           *world
 	ops         uint64
+	failed      int // requests answered with an error
 	holder      *writer
 	regressions int
 	lastReach   []time.Duration // since when each node answers everybody; -1 not
@@ -146,6 +147,9 @@ func (c *controller) finalReads(wr *writer) {
 }
 
 func (c *controller) completed(wr *writer, o *op, err error) {
+	if err != nil {
+		c.failed++
+	}
 	for i, r := range c.reading {
 		switch {
 		case r != o:

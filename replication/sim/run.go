@@ -43,10 +43,35 @@ const recovery = 4 * time.Minute
 
 // Run simulates one seed.
 func Run(cfg Config) Report {
-	w := &world{cfg: cfg, rng: rand.New(rand.NewSource(cfg.Seed))}
 	if cfg.Chaos == 0 {
 		cfg.Chaos = 40 * time.Second
 	}
+	w := newWorld(cfg)
+	w.begin()
+	w.faults()
+	w.sweep()
+	w.run(cfg.Chaos)
+
+	w.heal()
+	rep := Report{Seed: cfg.Seed, Nodes: len(w.nodes)}
+	for w.check.failure == "" && w.now < cfg.Chaos+recovery && !w.settled() {
+		w.run(w.now + 200*time.Millisecond)
+	}
+	if w.check.failure == "" && !w.settled() {
+		rep.Stuck = w.explain()
+	}
+	if w.check.failure == "" && rep.Stuck == "" {
+		w.finish(&rep)
+	}
+	rep.Failure = w.check.failure
+	rep.Steps, rep.Completed, rep.Reads = w.steps, w.check.completed, w.check.readsSeen
+	rep.Epochs, rep.Lossy, rep.Simulated = w.check.epochs, w.check.lossy, w.now
+	return rep
+}
+
+// newWorld makes the hosts of a world, drawn from its seed; nothing runs yet.
+func newWorld(cfg Config) *world {
+	w := &world{cfg: cfg, rng: rand.New(rand.NewSource(cfg.Seed))}
 	n := cfg.Nodes
 	if n == 0 {
 		n = []int{3, 3, 2, 3, 2, 3, 3, 1}[w.rng.Intn(8)]
@@ -83,29 +108,15 @@ func Run(cfg Config) Report {
 			w.raft.isr = append(w.raft.isr, x.replica)
 		}
 	}
+	return w
+}
+
+// begin starts every host and whoever attaches the volume.
+func (w *world) begin() {
 	for _, x := range w.nodes {
 		x.start()
 	}
 	w.ctl.watch()
-	w.faults()
-	w.sweep()
-	w.run(cfg.Chaos)
-
-	w.heal()
-	rep := Report{Seed: cfg.Seed, Nodes: n}
-	for w.check.failure == "" && w.now < cfg.Chaos+recovery && !w.settled() {
-		w.run(w.now + 200*time.Millisecond)
-	}
-	if w.check.failure == "" && !w.settled() {
-		rep.Stuck = w.explain()
-	}
-	if w.check.failure == "" && rep.Stuck == "" {
-		w.finish(&rep)
-	}
-	rep.Failure = w.check.failure
-	rep.Steps, rep.Completed, rep.Reads = w.steps, w.check.completed, w.check.readsSeen
-	rep.Epochs, rep.Lossy, rep.Simulated = w.check.epochs, w.check.lossy, w.now
-	return rep
 }
 
 // idOf makes the ids of a run the same every time.
