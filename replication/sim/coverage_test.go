@@ -13,16 +13,16 @@ import (
 // mustCover names what the runs must come through: every event and action of
 // both cores that this world makes, every phase, every state of a member's
 // connection, and how each is left. Not here: what people and edges alone cause
-// (a replica is added, the process stops, progress is told), and what nothing in
+// (the process stops, progress is told), and what nothing in
 // this world causes: raft here never changes the in-sync set beside the writer
 // (end changed), loses no history (replica-regression, metadata-regression), and
 // no writer's memory is bad.
 var mustCover = map[string]string{
-	"writer takes coordinator.": "Tick NodeGone LinkUp LinkDown FenceOK Refused Opened Acked Flushed Pong WholeOK ReplicaFailed CopiedLog Copied Write Read Flush Sampled Proposed Meta Detach",
+	"writer takes coordinator.": "Tick NodeGone LinkUp LinkDown FenceOK Refused Opened Acked Flushed Pong WholeOK ReplicaFailed CopiedLog Copied Write Read Flush Sampled Proposed Meta Detach Policy Replicas",
 	"writer asks coordinator.": "Connect Disconnect CloseConn SendFence SendOpen SendJoin SendAppend SendFlush SendCommit SendPing SendIntact SendWhole CopyLog StartCopy StopCopy " +
 		"Sequence ReleaseWindow SampleRead CompleteWrite CompleteRead CompleteFlush ReadMeta Activated Detached",
 	"propose ": "activate shrink grow",
-	"notice ":  "suspect evicting evicted replay catch-up copy in-sync ack-durable ack-received stall",
+	"notice ":  "suspect evicting evicted replay catch-up copy in-sync ack-durable ack-received stall slow hold release",
 	"end ":     "fenced detached",
 	"promise ": "begins ends",
 	"copy takes replica.": "Tick Fence Open Join Append Flush Commit Ping Read Intact Install Whole Fetch Closed Left Fenced Opened Appended Synced Sampled Installed WholeDone " +

@@ -3,6 +3,7 @@ package sim
 import (
 	"time"
 
+	"github.com/holdfast-storage/holdfast"
 	"github.com/holdfast-storage/holdfast/replication/coordinator"
 	"github.com/holdfast-storage/holdfast/replication/replica"
 )
@@ -33,6 +34,7 @@ type rates struct {
 	durable     bool          // ack=durable
 	slowWindow  time.Duration // of the look for slow members; 0: the default, longer than a run
 	policy      time.Duration // between changes of min_copies
+	leave       time.Duration // between two replicas that are told to go
 
 	// Faults, each as the mean time between two.
 	crash, power, blackout, cut, isolate, reset, stall, force, detach, outage, recycle, drill, eclipse, absence, broken, jump time.Duration
@@ -136,6 +138,9 @@ func (w *world) drawPolicies() {
 	if r.Float64() < 0.4 {
 		w.rates.policy = w.between(3*s, 20*s)
 	}
+	if r.Float64() < 0.5 {
+		w.rates.leave = w.between(2*s, 15*s)
+	}
 }
 
 // faults starts every kind of fault that this world has.
@@ -148,6 +153,10 @@ func (w *world) faults() {
 		if h := w.ctl.holder; h != nil {
 			h.step(coordinator.Policy{Copies: len(w.reps), MinCopies: w.rates.minCopies, FailHeldAfter: w.rates.failHeld})
 		}
+	})
+	w.every(w.rates.leave, func() {
+		w.raft.setLeaving(w.reps[w.rng.Intn(len(w.reps))].replica)
+		w.after(w.between(500*time.Millisecond, 10*time.Second), func() { w.raft.setLeaving(holdfast.ReplicaID{}) })
 	})
 	w.every(w.rates.crash, func() { w.restart(some(), false, w.between(10*time.Millisecond, 8*time.Second)) })
 	w.every(w.rates.power, func() { w.restart(some(), true, w.between(100*time.Millisecond, 10*time.Second)) })
@@ -471,6 +480,7 @@ func (w *world) heal() {
 		}
 	}
 	w.raft.outUntil, w.raft.loseAnswer = 0, 0
+	w.raft.setLeaving(holdfast.ReplicaID{})
 	w.rates.hungSync, w.rates.slowMessage, w.rates.flips = 0, 0, 0
 	for _, n := range w.nodes {
 		n.raftCutUntil = 0

@@ -10,7 +10,8 @@ import (
 
 // register is raft: one record, changed by compare-and-set commands.
 type register struct {
-	w *world
+	leaving holdfast.ReplicaID // is to be taken out; zero: none
+	w       *world
 
 	epoch      holdfast.Epoch
 	active     bool
@@ -52,14 +53,33 @@ func (r *register) attachBegin(n *node) coordinator.Options {
 	if r.w.rates.slowWindow > 0 {
 		o.Limits.SlowWindow, o.Limits.SlowSamples = r.w.rates.slowWindow, 3
 	}
+	o.Replicas = r.replicas()
+	return o
+}
+
+// replicas is raft's list.
+func (r *register) replicas() (list []coordinator.Replica) {
 	for _, x := range r.w.reps {
 		role := holdfast.RoleStale
 		if r.inISR(x.replica) {
 			role = holdfast.RoleInSync
 		}
-		o.Replicas = append(o.Replicas, coordinator.Replica{ID: x.replica, Node: x.id, Role: role})
+		list = append(list, coordinator.Replica{ID: x.replica, Node: x.id, Role: role, Leaving: x.replica == r.leaving})
 	}
-	return o
+	return list
+}
+
+// setLeaving says which replica is to go, none if it is zero, and tells the holder.
+// (Here one that went comes back with what it has, like one that was evicted.)
+func (r *register) setLeaving(id holdfast.ReplicaID) {
+	r.leaving = id
+	if h := r.w.ctl.holder; h != nil && !h.ended {
+		h.node.after(r.w.between(time.Millisecond, 200*time.Millisecond), func() {
+			if !h.ended {
+				h.step(coordinator.Replicas{List: r.replicas()})
+			}
+		})
+	}
 }
 
 // route delivers a command after a delay, and its answer after another. While
@@ -158,6 +178,9 @@ func (r *register) apply(wr *writer, p coordinator.Propose) coordinator.Outcome 
 		}
 		if p.ISRVersion != r.version && Mutant != "stale_raft_cmd" {
 			return coordinator.OutcomeConflict
+		}
+		if p.Replica == r.leaving {
+			return coordinator.OutcomeRefused
 		}
 		if !r.inISR(p.Replica) {
 			r.isr = append(append([]holdfast.ReplicaID(nil), r.isr...), p.Replica)
