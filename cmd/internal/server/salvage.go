@@ -2,6 +2,7 @@ package server
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"sync"
@@ -253,20 +254,38 @@ func (p *salvage) dropOrphans(ctx context.Context) (*apipb.Salvage, error) {
 			WithRemedy("start the nodes with its in-sync replicas, or use --force")
 	}
 	out := p.answer()
-	vol := p.vol
 	for _, c := range p.candidates {
 		if c.record.Role != holdfast.RoleOrphan {
 			continue
 		}
-		res, err := p.s.o.Cluster.Propose(ctx, &state.RemoveReplica{Segment: holdfast.SegmentID{Volume: vol.ID, Index: c.segment},
-			LayoutVersion: vol.Segments[c.segment].LayoutVersion, Replica: c.record.ID})
-		if err != nil {
+		if err := p.drop(ctx, c); err != nil {
 			return nil, fmt.Errorf("drop orphan %v on node %s: %w", c.record.ID, c.told.Node, err)
 		}
-		vol = res.Volume
 		p.s.o.Logger.Warn("orphan dropped", "volume", p.vol.Name, "segment", c.segment, "replica", c.record.ID)
 		out.Dropped++
 	}
 	out.Done = true
 	return out, nil
+}
+
+// drop gives one orphan up; the segment's other replicas may change meanwhile, as
+// those that a salvage left missing are placed anew.
+func (p *salvage) drop(ctx context.Context, c *candidate) error {
+	id := holdfast.SegmentID{Volume: p.vol.ID, Index: c.segment}
+	for view := p.view; ; {
+		_, seg, ok := view.Segment(id)
+		if !ok {
+			return holdfast.Errorf(holdfast.ErrNotFound, "volume %s was removed", p.vol.Name)
+		}
+		if r := seg.Replica(c.record.ID); r == nil || r.Role != holdfast.RoleOrphan {
+			return nil // somebody else dropped it, or a salvage went back to it
+		}
+		_, err := p.s.o.Cluster.Propose(ctx, &state.RemoveReplica{Segment: id, LayoutVersion: seg.LayoutVersion, Replica: c.record.ID})
+		if !errors.Is(err, state.ReasonStaleRevision) {
+			return err
+		}
+		if view, err = p.s.o.Cluster.Read(ctx); err != nil {
+			return err
+		}
+	}
 }
