@@ -207,9 +207,9 @@ func (d *Disk) DeleteReplica(id holdfast.ReplicaID) error {
 	defer r.mu.Unlock()
 	r.deleted = true
 	d.alloc.release(int64(len(r.reserved)))
-	d.alloc.release(r.credit)
-	d.alloc.needs(-r.credit * r.creditPages())
-	r.credit = 0
+	credit := r.credit.Swap(0)
+	d.alloc.release(credit)
+	d.alloc.needs(-credit * r.creditPages())
 	d.alloc.needs(-int64(len(r.newPages)))
 	r.newPages, r.hasPages = map[pageKey]struct{}{}, map[pageKey]struct{}{}
 	d.releaseTree(r.tree)

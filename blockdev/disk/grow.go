@@ -170,15 +170,15 @@ func (r *Replica) Reserve(want int64) (granted int64, err error) {
 			return 0, err
 		}
 		pages := r.creditPages()
-		more := chunks - r.credit
+		more := chunks - r.credit.Load()
 		if more <= 0 {
 			r.d.alloc.release(-more)
 			r.d.alloc.needs(more * pages)
-			r.credit = chunks
+			r.credit.Store(chunks)
 		} else if err = r.d.alloc.reserve(more, more*pages); err == nil {
-			r.credit = chunks
+			r.credit.Store(chunks)
 		}
-		granted = r.credit * chunkSize
+		granted = r.credit.Load() * chunkSize
 		r.mu.Unlock()
 		if err == errBare {
 			err = r.d.grow(more, more*pages)

@@ -220,6 +220,24 @@ func (x *logIndex) writtenAbove(chunk int64, seq holdfast.Seq) bool {
 	return false
 }
 
+// clearedAbove reports whether a ZERO or TRIM above seq touches the chunk and is the
+// newest entry there of a block.
+func (x *logIndex) clearedAbove(chunk int64, seq holdfast.Seq) bool {
+	if cl := x.chunks[chunk]; cl != nil {
+		for _, v := range cl.heads {
+			if v != nil && v.entry.typ != recWrite && v.entry.seq > seq {
+				return true
+			}
+		}
+	}
+	for i := len(x.wide) - 1; i >= 0 && x.wide[i].seq > seq; i-- {
+		if e := x.wide[i]; e.off < (chunk+1)*chunkSize && chunk*chunkSize < e.off+e.length {
+			return true
+		}
+	}
+	return false
+}
+
 // badRanges lists the ranges of indexed entries above seq whose payload is lost.
 func (x *logIndex) badRanges(above holdfast.Seq) []Range {
 	var bad []Range

@@ -252,13 +252,13 @@ func (r *Replica) installOnce(c *Chunk, rec record) error {
 		if !promised {
 			r.mu.Lock()
 			pages := r.addPages([]int64{c.Index})
-			k := min(1, r.credit)
+			k := min(1, r.credit.Load())
 			if err := r.d.alloc.exchange(k, k*r.creditPages(), 1, int64(len(pages))); err != nil {
 				r.dropPages(pages)
 				r.mu.Unlock()
 				return err
 			}
-			r.credit -= k
+			r.credit.Add(-k)
 			r.mu.Unlock()
 		}
 		if phys, err = r.d.alloc.take(true); err != nil {

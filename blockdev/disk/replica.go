@@ -5,6 +5,7 @@ import (
 	"hash/crc32"
 	"math"
 	"sync"
+	"sync/atomic"
 
 	"github.com/holdfast-storage/holdfast"
 )
@@ -36,7 +37,7 @@ type Replica struct {
 	tree     *tree                // read and changed under mu, changed by who holds applying too
 	reserved map[int64]struct{}   // chunks promised to logged writes
 	newPages map[pageKey]struct{} // map pages that promised chunks and changes since the last checkpoint add
-	credit   int64                // chunks promised to entries to come; see Reserve
+	credit   atomic.Int64         // chunks promised to entries to come, changed under mu; see Reserve
 	mapping  map[int64]struct{}   // chunks whose promise was taken, and which the map will have in a moment
 	hasPages map[pageKey]struct{} // map pages that the last checkpoint has
 	inflight []Entry              // being logged now
@@ -117,13 +118,18 @@ func (r *Replica) Append(entries []Entry) error {
 	if err := r.d.slow(r); err != nil {
 		return err
 	}
-	for {
+	for squeezed := false; ; {
 		n, pages, err := r.admit(entries)
 		if err == errBare {
 			if err = r.d.grow(n, pages); err == nil {
 				continue
 			}
 			err = holdfast.Errorf(holdfast.KindOf(err), "log entry %d of replica %v: %w", entries[0].Seq, r.desc.Replica, err)
+		}
+		if holdfast.KindOf(err) == holdfast.ErrNoSpace && !squeezed && r.d.wouldFree() {
+			if squeezed, err = true, r.d.checkpoint(r, true); err == nil {
+				continue
+			}
 		}
 		if err != nil {
 			return err
@@ -192,9 +198,7 @@ func (r *Replica) admit(entries []Entry) (chunks, newPages int64, err error) {
 			continue
 		}
 		for c := e.Offset / chunkSize; c <= (e.Offset+e.Length-1)/chunkSize; c++ {
-			_, promised := r.reserved[c]
-			_, mapping := r.mapping[c]
-			if !promised && !mapping && r.tree.get(c).typ != chunkMapped {
+			if !r.hasPlace(c) {
 				r.reserved[c] = struct{}{}
 				fresh = append(fresh, c)
 			}
@@ -202,10 +206,10 @@ func (r *Replica) admit(entries []Entry) (chunks, newPages int64, err error) {
 	}
 	if len(fresh) > 0 {
 		pages := r.addPages(fresh)
-		k := min(int64(len(fresh)), r.credit)
+		k := min(int64(len(fresh)), r.credit.Load())
 		err := r.d.alloc.exchange(k, k*r.creditPages(), int64(len(fresh)), int64(len(pages)))
 		if err == nil {
-			r.credit -= k
+			r.credit.Add(-k)
 		} else {
 			r.dropPages(pages)
 			for _, c := range fresh {

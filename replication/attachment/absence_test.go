@@ -5,7 +5,10 @@ import (
 	"testing"
 	"time"
 
+	"github.com/holdfast-storage/holdfast"
+	"github.com/holdfast-storage/holdfast/blockdev/disk"
 	"github.com/holdfast-storage/holdfast/blockdev/vfs"
+	"github.com/holdfast-storage/holdfast/replication/wire"
 )
 
 // A member is away for longer than the window reaches: it is brought back by
@@ -174,10 +177,36 @@ func TestDiskHangs(t *testing.T) {
 	c.compare(m.data, c.hosts...)
 }
 
+// fillLog fills a host's log, but for room bytes, with entries of another replica
+// that nobody ever commits.
+func (h *host) fillLog(t *testing.T, room int64) {
+	t.Helper()
+	r, err := h.disk.CreateReplica(disk.ReplicaDesc{
+		Segment: holdfast.SegmentID{Volume: holdfast.VolumeID{0xff}}, Replica: holdfast.NewID[holdfast.ReplicaID](), Lineage: testLineage, Size: 64 << 20,
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	p := make([]byte, 256<<10)
+	sums := wire.BlockSums(nil, p)
+	for seq := holdfast.Seq(1); ; seq++ {
+		if st := h.disk.Stat(); st.WALSize-st.WALUsed < room {
+			return
+		}
+		e := disk.Entry{Seq: seq, Type: disk.OpWrite, Length: int64(len(p)), CRC: sums, Payload: p}
+		if err := r.Append([]disk.Entry{e}); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
 // Members are put out while their logs are full of entries whose commit they
 // were never told. What they lack fits in only once they are told.
 func TestPutOutWithFullLogs(t *testing.T) {
 	c := newCluster(t, 3, 16<<20, 16<<20)
+	for _, h := range c.hosts[1:] {
+		h.fillLog(t, 12<<20)
+	}
 	o := c.options(c.hosts[0])
 	o.Limits.WindowBytes = 64 << 20
 	o.Limits.FlushEvery = time.Hour
@@ -199,14 +228,8 @@ func TestPutOutWithFullLogs(t *testing.T) {
 			}
 		}
 	}
-	free := func() int64 {
-		st := c.hosts[1].disk.Stat()
-		return st.WALSize - st.WALUsed
-	}
-	end := int64(0)
-	for ; free() > 5<<20; end += 1 << 20 {
-		write(end, end+1<<20)
-	}
+	const end = 1 << 20 // the window of a segment takes no more of a log of 16 MiB
+	write(0, end)
 	if got := a.Status().Segments[0].State.Commit; got != 0 {
 		t.Fatalf("commit is %d before anything was flushed, want 0", got)
 	}

@@ -367,7 +367,7 @@ func (c *cluster) compare(want []byte, hosts ...*host) {
 		got := make([]byte, 0, c.size)
 		for i := range segmentCount(c.size, c.segmentSize) {
 			for _, r := range h.disk.Replicas() {
-				if st := r.Status(); int(st.Segment.Index) == i {
+				if st := r.Status(); st.Segment == (holdfast.SegmentID{Volume: testVolume, Index: uint32(i)}) {
 					p := make([]byte, st.Size)
 					if err := r.ReadAt(p, 0); err != nil {
 						c.t.Fatalf("read replica %v of node %v: %v", st.Replica, h.node, err)
@@ -630,4 +630,25 @@ func (m *fakeMeta) setQuorum(ok bool) {
 	m.mu.Lock()
 	m.noQuorum = !ok
 	m.mu.Unlock()
+}
+
+// fill promises all of a host's disk, but for some room, to another replica, and
+// returns it. What is promised for its map is room too once it is given back.
+func (h *host) fill(t *testing.T, room int64) *disk.Replica {
+	t.Helper()
+	r, err := h.disk.CreateReplica(disk.ReplicaDesc{
+		Segment: holdfast.SegmentID{Volume: holdfast.VolumeID{0xfe}}, Replica: holdfast.NewID[holdfast.ReplicaID](), Lineage: testLineage, Size: 1 << 40,
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for more := true; more; {
+		before := r.Credit()
+		_, _ = r.Reserve(1 << 40)
+		more = r.Credit() > before
+	}
+	if _, err := r.Reserve(r.Credit()*holdfast.ChunkSize - room); err != nil {
+		t.Fatal(err)
+	}
+	return r
 }

@@ -314,7 +314,9 @@ func (s *segment) take(c *conn, h wire.Header, m wire.Message) {
 	switch m := m.(type) {
 	case *wire.Ack:
 		c.acked(m.Tail)
-		s.stepLocked(coordinator.Acked{Replica: id, Conn: n, Tail: m.Tail})
+		s.stepLocked(coordinator.Acked{Replica: id, Conn: n, Tail: m.Tail, Credit: int64(m.Credit)})
+	case *wire.Afforded:
+		s.stepLocked(coordinator.Afforded{Replica: id, Conn: n, Ask: uint64(h.Request), Need: int64(m.Need), Credit: int64(m.Credit), Tail: m.Tail})
 	case *wire.Pong:
 		s.stepLocked(coordinator.Pong{Replica: id, Conn: n, Nonce: uint64(h.Request)})
 	case *wire.Promised:
@@ -325,13 +327,13 @@ func (s *segment) take(c *conn, h wire.Header, m wire.Message) {
 		s.stepLocked(coordinator.FenceOK{Replica: id, Conn: n, Epoch: h.Epoch, Status: coordinator.Status{
 			Fence: h.Epoch, Tail: m.Tail, TailEpoch: m.TailEpoch, Dur: m.Durable, Commit: m.Commit, Applied: m.Applied,
 			Checkpoint: m.Checkpoint, Intact: m.Intact, Syncing: m.Syncing, Held: m.Held, Damaged: m.Damaged,
-			HintEpoch: m.HintEpoch, HintISR: m.HintISR,
+			HintEpoch: m.HintEpoch, HintISR: m.HintISR, LogSize: m.LogSize,
 		}})
 	case *wire.Refused:
 		s.stepLocked(coordinator.Refused{Replica: id, Conn: n, Fence: m.Accepted})
 	case *wire.Opened:
 		c.replay = s.window.last()
-		s.stepLocked(coordinator.Opened{Replica: id, Conn: n, Tail: m.Tail, Dur: m.Durable})
+		s.stepLocked(coordinator.Opened{Replica: id, Conn: n, Tail: m.Tail, Dur: m.Durable, Credit: int64(m.Credit)})
 	case *wire.WholeDone:
 		s.stepLocked(coordinator.WholeOK{Replica: id, Conn: n, Dur: m.Durable})
 	case *wire.Failed:

@@ -258,6 +258,8 @@ func (s *segment) do(act coordinator.Action) {
 	case coordinator.SendCommit:
 		s.commit = max(s.commit, a.Seq)
 		s.send(a.Replica, a.Conn, 0, &wire.Commit{Seq: a.Seq})
+	case coordinator.SendAfford:
+		s.send(a.Replica, a.Conn, wire.RequestID(a.Ask), &wire.Afford{Offset: a.Offset, Length: a.Length, Pending: uint32(a.Pending)})
 	case coordinator.SendFlush:
 		s.sendOrdered(a.Replica, a.Conn, wire.RequestID(a.ID), &wire.Flush{})
 	case coordinator.ReleaseWindow:

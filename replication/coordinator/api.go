@@ -151,11 +151,24 @@ type (
 		Replica   holdfast.ReplicaID
 		Conn      Conn
 		Tail, Dur holdfast.Seq
+		Credit    int64 // as in Acked
 	}
-	// Acked: every entry up to Tail was received (cumulative).
+	// Acked: every entry up to Tail was received (cumulative). Entries behind
+	// Tail may map Credit chunks; see Unlimited.
 	Acked struct {
 		Replica holdfast.ReplicaID
 		Conn    Conn
+		Tail    holdfast.Seq
+		Credit  int64
+	}
+	// Afforded is the answer to SendAfford: the write would map Need chunks, and
+	// entries behind Tail may map Credit.
+	Afforded struct {
+		Replica holdfast.ReplicaID
+		Conn    Conn
+		Ask     uint64
+		Need    int64
+		Credit  int64
 		Tail    holdfast.Seq
 	}
 	// Flushed is the answer to SendFlush.
@@ -281,6 +294,7 @@ type Status struct {
 	Damaged    bool
 	HintEpoch  holdfast.Epoch
 	HintISR    holdfast.ISRVersion
+	LogSize    int64 // bytes of its disk's log; 0: not known
 }
 
 // Outcome is what became of a raft command.
@@ -355,6 +369,16 @@ type (
 		Conn    Conn
 		Epoch   holdfast.Epoch
 		ID      uint64
+	}
+	// SendAfford asks what a write of the range takes, and for credit behind Pending
+	// chunks. Asks are numbered, never twice in the life of a Core.
+	SendAfford struct {
+		Replica        holdfast.ReplicaID
+		Conn           Conn
+		Epoch          holdfast.Epoch
+		Ask            uint64
+		Offset, Length int64
+		Pending        int64
 	}
 	// SendCommit sends COMMIT.
 	SendCommit struct {
@@ -435,7 +459,8 @@ type (
 	}
 	// CompleteWrite, CompleteRead and CompleteFlush answer the client. Each
 	// request is completed exactly once. Err is nil, or of kind ErrFenced
-	// (the session is over), ErrIO, ErrIntegrity.
+	// (the session is over), ErrNoSpace (nothing of the write took effect), ErrIO,
+	// ErrIntegrity.
 	CompleteWrite struct {
 		ID  OpID
 		Err error
@@ -543,6 +568,7 @@ const (
 	NoticeStall      NoticeKind = "stall"
 	NoticeSlow       NoticeKind = "slow"
 	NoticeHold       NoticeKind = "hold"
+	NoticeFull       NoticeKind = "full"
 	NoticeRelease    NoticeKind = "release"
 )
 
@@ -555,6 +581,7 @@ func (FenceOK) coordinatorEvent()       {}
 func (Refused) coordinatorEvent()       {}
 func (Opened) coordinatorEvent()        {}
 func (Acked) coordinatorEvent()         {}
+func (Afforded) coordinatorEvent()      {}
 func (Flushed) coordinatorEvent()       {}
 func (Pong) coordinatorEvent()          {}
 func (WholeOK) coordinatorEvent()       {}
@@ -580,6 +607,7 @@ func (SendOpen) coordinatorAction()      {}
 func (SendJoin) coordinatorAction()      {}
 func (SendAppend) coordinatorAction()    {}
 func (SendFlush) coordinatorAction()     {}
+func (SendAfford) coordinatorAction()    {}
 func (SendCommit) coordinatorAction()    {}
 func (SendPing) coordinatorAction()      {}
 func (SendIntact) coordinatorAction()    {}
@@ -637,6 +665,7 @@ type State struct {
 	Acked      holdfast.Seq // received by every ackset member
 	Commit     holdfast.Seq
 	Ack        holdfast.AckMode // in force now
+	Refused    uint64           // writes refused for want of space
 	Members    []MemberState
 }
 
@@ -649,6 +678,7 @@ type MemberState struct {
 	InSync    bool   // in raft's in-sync set as far as known
 	InAckset  bool
 	Tail, Dur holdfast.Seq
+	Credit    int64         // chunks that writes may map without asking
 	Promised  time.Duration // how long its read promise stands yet; zero: none
 	CopyDone  int64         // chunks, while copying
 	CopyTotal int64

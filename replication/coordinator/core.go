@@ -34,6 +34,7 @@ type Core struct {
 	waiting    queue[Write] // taken, not yet sequenced: the window is full
 	waits      queue[wait]  // flushes and durable writes, by rising target
 	below      below
+	room       room
 	paceFrom   time.Duration // begin of the present window of paces
 	safe       holdfast.Seq  // commit as of the last moment with min_copies in sync
 	flushWant  holdfast.Seq  // every ackset member is to be durable up to here
@@ -67,6 +68,7 @@ type Core struct {
 	metaEpoch  holdfast.Epoch // what raft says, when that is too low
 
 	copies    uint64
+	asks      uint64
 	crc       refusal
 	detaching bool
 	lastTick  time.Duration
@@ -166,7 +168,12 @@ func (c *Core) Step(now time.Duration, ev Event) []Action {
 		c.waiting.push(e)
 	case Acked:
 		if m := c.from(e.Replica, e.Conn); m != nil {
+			m.tell(e.Credit, e.Tail)
 			c.onAcked(m, e.Tail)
+		}
+	case Afforded:
+		if m := c.from(e.Replica, e.Conn); m != nil {
+			c.onAfforded(m, e)
 		}
 	case Flushed:
 		if m := c.from(e.Replica, e.Conn); m != nil {

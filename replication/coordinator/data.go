@@ -4,21 +4,49 @@ import "github.com/holdfast-storage/holdfast"
 
 // sequence gives waiting writes their place while the window has room.
 func (c *Core) sequence() {
+	most := c.windowBytes()
 	for c.waiting.len() > 0 {
 		w := c.waiting.front()
 		cost := windowCost(w.Kind, w.Length)
-		if c.win.len() > 0 && (c.win.len() >= c.lim.WindowOps || c.win.bytes+cost > c.lim.WindowBytes) {
+		if c.win.len() > 0 && (c.win.len() >= c.lim.WindowOps || c.win.bytes+cost > most) {
 			c.wantFlush(c.acked) // makes room
 			return
+		}
+		charge, verdict := c.afford(w)
+		if verdict == affordWaits {
+			return
+		}
+		if verdict == affordRefused {
+			c.waiting.pop()
+			continue
 		}
 		if c.commit == c.win.last {
 			c.dirtySince = c.now
 		}
-		seq := c.win.push(entry{id: w.ID, offset: w.Offset, length: w.Length, at: c.now, fua: w.FUA}, cost)
+		seq := c.win.push(entry{id: w.ID, offset: w.Offset, length: w.Length, at: c.now, fua: w.FUA}, cost, charge)
 		c.written += cost
+		c.room.note(w)
+		if w.Kind != OpWrite {
+			c.room.cleared = seq
+		}
 		c.do(Sequence{ID: w.ID, Seq: seq})
 		c.waiting.pop()
 	}
+}
+
+// logShare is the part of a disk's log that the window of one segment may fill: the
+// log holds at least what the window does, and other volumes' entries beside it.
+const logShare = 8
+
+// windowBytes bounds the window by the smallest log of the copies.
+func (c *Core) windowBytes() int64 {
+	most := c.lim.WindowBytes
+	for _, m := range c.members {
+		if m.status.LogSize > 0 {
+			most = min(most, m.status.LogSize/logShare)
+		}
+	}
+	return most
 }
 
 // stream sends every streaming member what it has not been sent.
@@ -147,7 +175,7 @@ func (c *Core) ownFlush() {
 		return
 	}
 	if c.now-c.dirtySince >= c.lim.FlushEvery || c.written-c.flushedAt >= c.lim.FlushBytes ||
-		c.win.len() >= c.lim.WindowOps/2 || c.win.bytes >= c.lim.WindowBytes/2 {
+		c.win.len() >= c.lim.WindowOps/2 || c.win.bytes >= c.windowBytes()/2 {
 		c.wantFlush(c.acked)
 	}
 }

@@ -86,7 +86,7 @@ func (c *Core) explainData(add func(time.Duration, string, ...any)) {
 			add(m.lastHeard, "replica %v to be taken out of the in-sync set", m.ID)
 		}
 		if c.heldDown(m) {
-			add(c.now, "the end of the hold-down of replica %v, which was slow (%v left)", m.ID, m.pace.until-c.now)
+			add(c.now, "the end of the hold-down of replica %v, which was slow or full (%v left)", m.ID, m.pace.until-c.now)
 		}
 		if !m.inAckset && m.link != linkDown {
 			add(m.lastHeard, "replica %v to be brought back (%s, at %d of %d)", m.ID, linkNames[m.link], m.tail, c.win.last)
@@ -95,7 +95,16 @@ func (c *Core) explainData(add func(time.Duration, string, ...any)) {
 			add(c.waits.front().since, "replica %v to be durable up to %d (is %d)", m.ID, c.waits.front().target, m.dur)
 		}
 	}
-	if c.waiting.len() > 0 {
+	if c.room.full {
+		add(c.room.fullAt, "room on a disk: writes that need new space fail (%d so far)", c.room.refused)
+	}
+	if c.waiting.len() > 0 && c.room.asking == c.waiting.front().ID {
+		for _, m := range c.members {
+			if m.inAckset && !m.credit.answered {
+				add(c.room.since, "replica %v (%s) to say whether its disk has room for a write", m.ID, linkNames[m.link])
+			}
+		}
+	} else if c.waiting.len() > 0 {
 		add(c.now, "room in the replay window for %d writes (%d operations, %d bytes)", c.waiting.len(), c.win.len(), c.win.bytes)
 	}
 	if len(c.reads) > 0 {
@@ -124,7 +133,7 @@ func (c *Core) State() State {
 	if c.durable {
 		ack = "durable"
 	}
-	s := State{Phase: c.phase, Epoch: c.opt.Epoch, ISRVersion: c.isrVersion, S: c.s, Tail: c.win.last, Acked: c.acked, Commit: c.commit, Ack: ack}
+	s := State{Phase: c.phase, Epoch: c.opt.Epoch, ISRVersion: c.isrVersion, S: c.s, Tail: c.win.last, Acked: c.acked, Commit: c.commit, Ack: ack, Refused: c.room.refused}
 	for _, m := range c.members {
 		link := linkNames[m.link]
 		switch {
@@ -135,7 +144,7 @@ func (c *Core) State() State {
 		}
 		s.Members = append(s.Members, MemberState{
 			Replica: m.ID, Node: m.Node, Role: m.Role, Link: link, InSync: m.inISR, InAckset: m.inAckset,
-			Tail: m.tail, Dur: m.dur, CopyDone: m.copyDone, CopyTotal: m.copyTotal, Promised: max(0, m.promised-c.now),
+			Tail: m.tail, Dur: m.dur, CopyDone: m.copyDone, CopyTotal: m.copyTotal, Credit: m.credit.chunks, Promised: max(0, m.promised-c.now),
 		})
 	}
 	return s

@@ -135,6 +135,12 @@ func (h *history) do(line string) []string {
 		}
 		return h.num(kv[k])
 	}
+	credit := func() int64 { // credit=, else no lack of it
+		if kv["credit"] == "" {
+			return Unlimited
+		}
+		return key("credit")
+	}
 	r, conn := rep(arg(0)), Conn(0)
 	if len(pos) > 1 {
 		if c, err := strconv.Atoi(pos[1]); err == nil {
@@ -179,7 +185,7 @@ func (h *history) do(line string) []string {
 	case "fenceok":
 		ev = FenceOK{r, conn, h.c.opt.Epoch, Status{
 			Fence: h.c.opt.Epoch, Tail: holdfast.Seq(key("tail")), TailEpoch: holdfast.Epoch(key("of")), Dur: holdfast.Seq(key("tail")),
-			Applied: holdfast.Seq(key("applied")), Held: holdfast.Seq(key("held")), HintEpoch: holdfast.Epoch(key("hint")),
+			Applied: holdfast.Seq(key("applied")), Held: holdfast.Seq(key("held")), HintEpoch: holdfast.Epoch(key("hint")), LogSize: key("log"),
 			Intact: strings.Contains(line, " intact"), Syncing: strings.Contains(line, " syncing"), Damaged: strings.Contains(line, " damaged"),
 		}}
 	case "refused":
@@ -189,9 +195,11 @@ func (h *history) do(line string) []string {
 		if kv["dur"] != "" {
 			dur = key("dur")
 		}
-		ev = Opened{r, conn, holdfast.Seq(n(2)), holdfast.Seq(dur)}
+		ev = Opened{r, conn, holdfast.Seq(n(2)), holdfast.Seq(dur), credit()}
 	case "ack":
-		ev = Acked{r, conn, holdfast.Seq(n(2))}
+		ev = Acked{r, conn, holdfast.Seq(n(2)), credit()}
+	case "afforded":
+		ev = Afforded{r, conn, uint64(n(2)), key("need"), credit(), holdfast.Seq(key("tail"))}
 	case "flushed":
 		ev = Flushed{r, conn, uint64(n(2)), holdfast.Seq(n(3))}
 	case "pong":
@@ -393,6 +401,8 @@ func word(a Action) string {
 		return fmt.Sprintf("PING %s %d", to(a.Replica, a.Conn), a.Nonce)
 	case SendIntact:
 		return "INTACT " + to(a.Replica, a.Conn)
+	case SendAfford:
+		return fmt.Sprintf("AFFORD %s ask %d, %s behind %d chunks", to(a.Replica, a.Conn), a.Ask, blocksOf(a.Offset, a.Length), a.Pending)
 	case SendWhole:
 		return "WHOLE " + to(a.Replica, a.Conn)
 	case CopyLog:

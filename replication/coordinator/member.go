@@ -72,6 +72,7 @@ type member struct {
 	intactSent bool
 
 	// Across connections:
+	credit    credit // space promised outlives a connection
 	pace      pace
 	lastHeard time.Duration
 	linkAt    time.Duration // the present connection's begin
@@ -232,6 +233,7 @@ func (c *Core) forget(m *member) {
 	m.intactSent, m.confirmed, m.tooShort = false, false, false
 	m.pinned, m.joining, m.copied, m.wholeSent = false, false, false, false
 	m.rounds, m.maxAsOf = 0, 0
+	m.credit.asked = 0
 	c.readsFromLost(m)
 	if c.phase == PhaseFencing && m.answered && m.status.Intact {
 		m.answered = false // it may answer differently when it comes back

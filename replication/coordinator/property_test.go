@@ -166,7 +166,12 @@ func TestMadhouse(t *testing.T) {
 			}
 			tail := m.c.State().Tail
 			seq := holdfast.Seq(rapid.IntRange(0, int(tail)+1).Draw(t, "seq"))
-			switch rapid.IntRange(0, 20).Draw(t, "event") {
+			credit := func() int64 {
+				return rapid.SampledFrom([]int64{0, 1, 3, Unlimited, Unlimited, Unlimited}).Draw(t, "credit")
+			}
+			switch rapid.IntRange(0, 21).Draw(t, "event") {
+			case 21:
+				m.step(Afforded{r, c, m.c.asks - min(m.c.asks, uint64(rapid.IntRange(0, 2).Draw(t, "ask"))), int64(rapid.IntRange(0, 2).Draw(t, "need")), credit(), seq})
 			case 20:
 				if rapid.IntRange(0, 3).Draw(t, "policy") == 0 {
 					m.step(policy())
@@ -199,12 +204,12 @@ func TestMadhouse(t *testing.T) {
 				if c == m.conns[n] && c != 0 && m.c.member(r).link == linkOpening && cut == m.c.member(r).cut {
 					m.acks[n] = cut
 				}
-				m.step(Opened{r, c, cut, cut})
+				m.step(Opened{r, c, cut, cut, credit()})
 			case 9, 10, 11:
 				if c == m.conns[n] && c != 0 {
 					m.acks[n] = max(m.acks[n], seq)
 				}
-				m.step(Acked{r, c, seq})
+				m.step(Acked{r, c, seq, credit()})
 			case 12:
 				if c == m.conns[n] && c != 0 {
 					m.acks[n] = max(m.acks[n], seq)

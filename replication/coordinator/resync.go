@@ -83,6 +83,7 @@ func (c *Core) onOpened(m *member, e Opened) {
 		m.tail, m.dur = e.Tail, e.Dur
 	}
 	m.durEver = max(m.durEver, e.Dur)
+	m.tell(e.Credit, e.Tail)
 	m.delay = 0
 	switch {
 	case c.phase == PhaseOpening || c.phase == PhaseActivating:

@@ -19,8 +19,8 @@ const (
 	// slowWindows is how many windows in a row make it certain.
 	slowWindows = 3
 	// firstHoldDown and lastHoldDown bound how long a member that was put out for
-	// slowness stays out; it doubles each time, so that a disk that is slow on and
-	// off does not cost a resync each time.
+	// slowness, or for its full disk, stays out; it doubles each time, so that a disk
+	// that is slow on and off does not cost a resync each time.
 	firstHoldDown = time.Minute
 	lastHoldDown  = 64 * time.Minute
 )
@@ -102,8 +102,7 @@ func (c *Core) lookPace() {
 		c.notice(NoticeSlow, m, true, "median %v, the others' %v, %d windows in a row", acks, others, m.pace.strikes)
 		if m.pace.strikes >= slowWindows && m.inISR && !m.evicting && c.inSyncCount() > max(1, c.opt.MinCopies) && c.otherHealthy(m) {
 			m.pace.strikes = 0
-			m.pace.holdDown = min(max(2*m.pace.holdDown, firstHoldDown), lastHoldDown)
-			m.pace.until = c.now + m.pace.holdDown
+			m.holdDown(c.now)
 			m.evicting = true
 			c.notice(NoticeEvicting, m, true, "slow for %d windows: out for %v at least", slowWindows, m.pace.holdDown)
 		}
@@ -146,7 +145,13 @@ func (c *Core) freshPace() {
 	}
 }
 
-// heldDown says whether m is kept out for its slowness. One that is needed, since
+// holdDown keeps m out for a while once it is out.
+func (m *member) holdDown(now time.Duration) {
+	m.pace.holdDown = min(max(2*m.pace.holdDown, firstHoldDown), lastHoldDown)
+	m.pace.until = now + m.pace.holdDown
+}
+
+// heldDown says whether m is kept out for its slowness, or a full disk. One that is needed, since
 // too few are in sync, is not.
 func (c *Core) heldDown(m *member) bool {
 	return c.now < m.pace.until && c.inSyncCount() > 1 && !c.below.is

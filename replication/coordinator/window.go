@@ -12,7 +12,8 @@ type entry struct {
 	offset, length int64
 	at             time.Duration // when it was sequenced, for the op age limit
 	fua            bool
-	answered       bool // completed, by failing, while it was held
+	answered       bool  // completed, by failing, while it was held
+	charged        int64 // chunks that all entries up to this one may map
 }
 
 // entryOverhead is what one operation costs in the window beside its payload,
@@ -34,6 +35,9 @@ type window struct {
 	first holdfast.Seq // first kept; last+1 when empty
 	last  holdfast.Seq
 	bytes int64
+
+	charged  int64 // chunks that all entries of this epoch may map
+	released int64 // and those up to first-1
 }
 
 func (w *window) reset(after holdfast.Seq) {
@@ -45,11 +49,13 @@ func (w *window) at(s holdfast.Seq) *entry  { return &w.ring[int(s)&(len(w.ring)
 func (w *window) costAt(s holdfast.Seq) int { return int(s) & (len(w.cost) - 1) }
 
 // push adds the operation with the next seq. Room was checked by the caller.
-func (w *window) push(e entry, cost int64) holdfast.Seq {
+func (w *window) push(e entry, cost, chunks int64) holdfast.Seq {
 	if w.len() == len(w.ring) {
 		w.grow()
 	}
 	w.last++
+	w.charged += chunks
+	e.charged = w.charged
 	*w.at(w.last) = e
 	w.cost[w.costAt(w.last)] = cost
 	w.bytes += cost
@@ -74,10 +80,23 @@ func (w *window) release(s holdfast.Seq) bool {
 	}
 	for w.first <= s && w.first <= w.last {
 		w.bytes -= w.cost[w.costAt(w.first)]
+		w.released = w.at(w.first).charged
 		*w.at(w.first) = entry{}
 		w.first++
 	}
 	return true
+}
+
+// chargedTo returns how many chunks the entries up to s may map; for one that was
+// released, those up to the last released.
+func (w *window) chargedTo(s holdfast.Seq) int64 {
+	switch {
+	case s < w.first:
+		return w.released
+	case s > w.last:
+		return w.charged
+	}
+	return w.at(s).charged
 }
 
 // overlap returns the highest seq above after whose range meets the given one,

@@ -32,6 +32,11 @@ type replicaLog interface {
 	Chunks(after int64, max int) ([]disk.ChunkRef, error)
 	ReadChunk(index int64) (disk.Chunk, error)
 	InstallChunk(c disk.Chunk) error
+	// Space promised to entries to come, in chunks.
+	Credit() int64
+	Ahead(want int64) error
+	Afford(off, length, pending int64) (disk.Affordable, error)
+	Reserve(want int64) (granted int64, err error)
 }
 
 // coreStatus is what the core is told of the log at its start.
@@ -50,11 +55,11 @@ func coreStatus(log replicaLog) replica.Status {
 }
 
 // fencedMessage is what a writer is told.
-func fencedMessage(st replica.Status, opens holdfast.OpenCount) *wire.Fenced {
+func fencedMessage(st replica.Status, opens holdfast.OpenCount, logSize int64) *wire.Fenced {
 	m := &wire.Fenced{
 		Tail: st.Tail, TailEpoch: st.TailEpoch, Durable: st.Dur, Commit: st.Commit, Applied: st.Applied, Checkpoint: st.Checkpoint,
 		Held: st.Held, Intact: st.Intact, Syncing: st.Syncing, Damaged: st.Damaged, OpenCount: opens,
-		HintEpoch: st.HintEpoch, HintISR: st.HintISR,
+		HintEpoch: st.HintEpoch, HintISR: st.HintISR, LogSize: logSize,
 	}
 	starts := st.EpochStarts
 	starts = starts[max(0, len(starts)-wire.MaxEpochTails):]

@@ -117,6 +117,8 @@ func (s *served) answer(key readKey, r *request) {
 		reply, err = s.entries(m)
 	case *wire.List:
 		reply, err = s.list(m)
+	case *wire.Afford:
+		reply, err = s.afford(m)
 	case *wire.ReadChunk:
 		var c disk.Chunk
 		if c, err = s.log.ReadChunk(m.Index); err == nil {
@@ -274,4 +276,4 @@ func (c *Session) ReadAt(ctx context.Context, p []byte, off int64) error {
 }
 
 // directBit keeps the numbers of reads in process apart from those of frames.
-const directBit = 1 << 63
+const directBit = 1 << 62

@@ -42,6 +42,7 @@ type served struct {
 	linked sync.WaitGroup // the sessions' links
 	wake   chan struct{}  // capacity 1: work is queued
 	syncs  chan uint64    // capacity 1: the core has at most one sync outstanding
+	space  space          // of the log goroutine
 	copies bool           // guarded by mu: a copy runs or a list waits, so apply progress is told at once
 
 	mu       sync.Mutex
@@ -58,6 +59,7 @@ type served struct {
 	check    holdfast.Seq
 	hurry    holdfast.Seq // what is being applied to now; zero: nothing is
 	failed   error
+	giveBack bool // the writer left in order: what it was promised is free
 	broken   bool // failed by a broken invariant: the core is not asked again
 	closed   bool
 }
@@ -132,7 +134,7 @@ func (s *served) step(ev replica.Event) {
 func (s *served) unlock() {
 	after := s.after
 	s.after = nil
-	work := len(s.work) > 0
+	work := len(s.work) > 0 || s.giveBack
 	s.mu.Unlock()
 	if work {
 		select {
@@ -209,7 +211,7 @@ func (s *served) do(a replica.Action) {
 			s.drop(a.Batch)
 		}
 	case replica.SendAck:
-		s.send(a.Conn, a.Epoch, 0, &wire.Ack{Tail: a.Tail})
+		s.send(a.Conn, a.Epoch, 0, &wire.Ack{Tail: a.Tail, Credit: s.credit()})
 	case replica.SendPong:
 		// What it says was so when the ping came, and is no less true later: the
 		// writer counts from when it sent the ping.
@@ -219,11 +221,11 @@ func (s *served) do(a replica.Action) {
 	case replica.SendFlushed:
 		s.send(a.Conn, a.Epoch, wire.RequestID(a.ID), &wire.Flushed{Durable: a.Dur})
 	case replica.SendFenceOK:
-		s.send(a.Conn, a.Epoch, 0, fencedMessage(a.Status, s.disk.openCount))
+		s.send(a.Conn, a.Epoch, 0, fencedMessage(a.Status, s.disk.openCount, s.disk.logSize))
 	case replica.SendRefused:
 		s.send(a.Conn, 0, 0, &wire.Refused{Accepted: a.Fence})
 	case replica.SendOpened:
-		s.send(a.Conn, a.Epoch, 0, &wire.Opened{Tail: a.Tail, Durable: a.Dur})
+		s.send(a.Conn, a.Epoch, 0, &wire.Opened{Tail: a.Tail, Durable: a.Dur, Credit: s.credit()})
 	case replica.SendWhole:
 		s.copies = false
 		s.send(a.Conn, a.Epoch, 0, &wire.WholeDone{Durable: a.Dur})
@@ -337,7 +339,7 @@ func (s *served) close() {
 
 // status is what is known of the replica.
 func (s *served) status() ReplicaStatus {
-	st := ReplicaStatus{Disk: s.disk.id, Log: s.log.Status()}
+	st := ReplicaStatus{Disk: s.disk.id, Log: s.log.Status(), PingsDropped: s.disk.touch.drops()}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	st.Failed = s.failed

@@ -62,6 +62,7 @@ type Server struct {
 type pool struct {
 	id        holdfast.DiskID
 	openCount holdfast.OpenCount
+	logSize   int64
 	disk      *disk.Disk
 	touch     *toucher
 }
@@ -142,7 +143,7 @@ func (s *Server) AddDisk(d *disk.Disk) error {
 	s.admin.Lock()
 	defer s.admin.Unlock()
 	st := d.Stat()
-	p := &pool{id: st.Disk, openCount: st.OpenCount, disk: d, touch: newToucher(d)}
+	p := &pool{id: st.Disk, openCount: st.OpenCount, logSize: st.WALSize, disk: d, touch: newToucher(d)}
 	s.mu.Lock()
 	closed, known := s.closed, s.pools[p.id] != nil
 	s.mu.Unlock()
@@ -289,6 +290,9 @@ type ReplicaStatus struct {
 	Remote string         // who the writer is
 	Waits  []replica.Wait
 	Failed error // why it cannot go on
+	// PingsDropped counts the pings of all writers to this disk that were not
+	// answered, since as many as may wait waited for the disk already.
+	PingsDropped uint64
 }
 
 // Replicas returns the state of all replicas, ordered by id.

@@ -99,6 +99,9 @@ type client struct {
 	epoch holdfast.Epoch
 	in    chan wire.Received
 	ended chan error
+
+	tail   holdfast.Seq // of the last OPENED or ACK
+	credit uint32       // that it or an ACK of the same tail told
 }
 
 func (n *node) client(epoch holdfast.Epoch, local bool) *client {
@@ -140,23 +143,41 @@ func (c *client) send(request wire.RequestID, m wire.Message) {
 	c.link.Flush()
 }
 
-// next returns the next message of a type; others before it are not expected.
+// next returns the next message of a type; others before it are not expected, but
+// an ACK that tells of credit alone may come at any time.
 func next[M wire.Message](c *client) M {
 	c.t.Helper()
-	select {
-	case r, ok := <-c.in:
-		if !ok {
-			c.t.Fatalf("the session ended: %v", <-c.ended)
+	for {
+		select {
+		case r, ok := <-c.in:
+			if !ok {
+				c.t.Fatalf("the session ended: %v", <-c.ended)
+			}
+			if c.credited(r.Message) {
+				continue
+			}
+			m, ok := r.Message.(M)
+			if !ok {
+				c.t.Fatalf("got %v %+v", r.Header, r.Message)
+			}
+			return m
+		case <-time.After(20 * time.Second):
+			c.t.Fatal("no answer")
 		}
-		m, ok := r.Message.(M)
-		if !ok {
-			c.t.Fatalf("got %v %+v", r.Header, r.Message)
-		}
-		return m
-	case <-time.After(20 * time.Second):
-		c.t.Fatal("no answer")
 	}
-	panic("not reached")
+}
+
+// credited notes what a message says of credit, and whether it says no more.
+func (c *client) credited(m wire.Message) bool {
+	switch m := m.(type) {
+	case *wire.Opened:
+		c.tail, c.credit = m.Tail, m.Credit
+	case *wire.Ack:
+		again := m.Tail == c.tail
+		c.tail, c.credit = m.Tail, m.Credit
+		return again
+	}
+	return false
 }
 
 // open fences and opens at the tail.
@@ -676,6 +697,7 @@ func TestBrokenInvariant(t *testing.T) {
 	n := newNode(t)
 	c := n.client(5, false)
 	c.open()
+	c.wait(firstCredit / holdfast.ChunkSize) // the log goroutine is at rest
 	r := n.s.all()[0]
 	r.mu.Lock()
 	r.core = nil // the next step fails

@@ -93,6 +93,11 @@ func (s *served) take(c *session, h wire.Header, m wire.Message) error {
 		return s.takeRequest(c, h, m, replica.Fetch{Conn: c.conn, Epoch: h.Epoch, ID: uint64(h.Request), Chunks: true, From: m.Above, To: m.Applied})
 	case *wire.ReadChunk:
 		return s.takeRequest(c, h, m, replica.Fetch{Conn: c.conn, Epoch: h.Epoch, ID: uint64(h.Request), Chunks: true, To: m.Floor})
+	case *wire.Afford:
+		if m.Offset+m.Length > s.desc.Size {
+			return holdfast.Errorf(holdfast.ErrInvalid, "a write of %d bytes at %d of a segment of %d", m.Length, m.Offset, s.desc.Size)
+		}
+		return s.takeRequest(c, h, m, replica.Fetch{Conn: c.conn, Epoch: h.Epoch, ID: uint64(h.Request), Chunks: true})
 	case *wire.Fence:
 		s.stepLocked(replica.Fence{Conn: c.conn, Epoch: h.Epoch})
 	case *wire.Open:
@@ -113,6 +118,7 @@ func (s *served) take(c *session, h wire.Header, m wire.Message) error {
 		s.stepLocked(replica.Whole{Conn: c.conn, Epoch: h.Epoch})
 	case *wire.Close:
 		s.stepLocked(replica.Left{Conn: c.conn})
+		s.left(c.conn)
 		s.flushLater(c.link, true)
 	default:
 		m.Release()

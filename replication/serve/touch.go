@@ -27,6 +27,7 @@ type toucher struct {
 	good    time.Duration // begin of the last look that came back
 	busy    bool
 	waiting []func()
+	dropped uint64 // pings that found no room
 	running sync.WaitGroup
 }
 
@@ -42,6 +43,8 @@ func (t *toucher) works(at time.Duration, then func()) bool {
 	}
 	if len(t.waiting) < maxTouchWaits {
 		t.waiting = append(t.waiting, then)
+	} else {
+		t.dropped++
 	}
 	if !t.busy {
 		t.busy = true
@@ -67,3 +70,10 @@ func (t *toucher) look() {
 
 // wait returns when nothing looks at the disk any more. No works may follow.
 func (t *toucher) wait() { t.running.Wait() }
+
+// drops returns how many pings were never answered for want of room.
+func (t *toucher) drops() uint64 {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.dropped
+}

@@ -66,6 +66,9 @@ func TestAHungDiskAnswersNothing(t *testing.T) {
 			t.Fatal("a hung disk is said to work")
 		}
 	}
+	if got := touch.drops(); got != 100 {
+		t.Errorf("%d pings counted as dropped, want 100", got)
+	}
 	if got := answered.Load(); got != 0 {
 		t.Fatalf("%d answers while the disk hangs", got)
 	}

@@ -18,7 +18,12 @@ func (s *served) runLog() {
 	for {
 		s.mu.Lock()
 		queue, s.work = s.work, queue[:0]
+		release := s.giveBack
+		s.giveBack = false
 		s.mu.Unlock()
+		if release {
+			s.release()
+		}
 		if len(queue) == 0 {
 			select {
 			case <-s.wake:
@@ -33,6 +38,7 @@ func (s *served) runLog() {
 			}
 			if _, ok := queue[n].(replica.LogAppend); ok {
 				n += s.append(queue[n:])
+				s.ahead()
 				continue
 			}
 			s.change(queue[n])
@@ -146,6 +152,7 @@ func (s *served) change(a replica.Action) {
 			_, err = s.log.Sync(s.ctx) // fenced before: only the tail is sealed
 		}
 		s.step(replica.Fenced{Err: err})
+		s.ahead() // a takeover does not wait for it
 	case replica.LogTruncate:
 		s.step(replica.Opened{Err: s.log.Truncate(a.To)})
 	case replica.LogRebase:

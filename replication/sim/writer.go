@@ -183,9 +183,9 @@ func (wr *writer) receive(l *link, body any) {
 	case replica.SendRefused:
 		wr.step(coordinator.Refused{Replica: id, Conn: c, Fence: m.Fence})
 	case replica.SendOpened:
-		wr.step(coordinator.Opened{Replica: id, Conn: c, Tail: m.Tail, Dur: m.Dur})
+		wr.step(coordinator.Opened{Replica: id, Conn: c, Tail: m.Tail, Dur: m.Dur, Credit: coordinator.Unlimited})
 	case replica.SendAck:
-		wr.step(coordinator.Acked{Replica: id, Conn: c, Tail: m.Tail})
+		wr.step(coordinator.Acked{Replica: id, Conn: c, Tail: m.Tail, Credit: coordinator.Unlimited})
 	case replica.SendFlushed:
 		wr.step(coordinator.Flushed{Replica: id, Conn: c, ID: m.ID, Dur: m.Dur})
 	case replica.SendPong:

@@ -36,6 +36,7 @@ type Fenced struct {
 	OpenCount  holdfast.OpenCount
 	HintEpoch  holdfast.Epoch // highest (epoch, isr version) this copy was told
 	HintISR    holdfast.ISRVersion
+	LogSize    int64        // bytes of the log of its disk, which all copies there share
 	Epochs     []EpochStart // ascending
 }
 
@@ -51,6 +52,7 @@ func (m *Fenced) appendBody(b []byte) []byte {
 	b = putU64(b, uint64(m.OpenCount))
 	b = putU64(b, uint64(m.HintEpoch))
 	b = putU64(b, uint64(m.HintISR))
+	b = putU64(b, uint64(m.LogSize))
 	b = putU32(b, uint32(len(m.Epochs)))
 	for _, e := range m.Epochs {
 		b = putU64(b, uint64(e.Epoch))
@@ -70,6 +72,7 @@ func (m *Fenced) decodeBody(f *fields, p *Buffer) {
 	m.OpenCount = holdfast.OpenCount(f.u64())
 	m.HintEpoch = holdfast.Epoch(f.u64())
 	m.HintISR = holdfast.ISRVersion(f.u64())
+	m.LogSize = f.bytes()
 	if n := f.count(MaxEpochTails, 16); n > 0 {
 		m.Epochs = make([]EpochStart, n)
 		for i := range m.Epochs {
@@ -140,16 +143,18 @@ func (m *Join) decodeBody(f *fields, p *Buffer) {
 type Opened struct {
 	bare
 	Tail, Durable holdfast.Seq
+	Credit        uint32 // chunks, as in Ack
 }
 
 // Type implements Message.
 func (*Opened) Type() Type { return TypeOpened }
 
-func (m *Opened) appendBody(b []byte) []byte { return putSeqs(b, m.Tail, m.Durable) }
+func (m *Opened) appendBody(b []byte) []byte { return putU32(putSeqs(b, m.Tail, m.Durable), m.Credit) }
 
 func (m *Opened) decodeBody(f *fields, p *Buffer) {
 	m.noPayload(f, p)
 	m.Tail, m.Durable = f.seqs()
+	m.Credit = f.u32()
 }
 
 // Intact tells a copy that it holds everything it ever acknowledged; it

@@ -169,20 +169,23 @@ func (m *Append) decodeBody(f *fields, p *Buffer) {
 	m.take(f, p)
 }
 
-// Ack says that everything up to Tail is received.
+// Ack says that everything up to Tail is received, and that entries behind it may
+// map Credit chunks that hold nothing yet without being refused for want of space.
 type Ack struct {
 	bare
-	Tail holdfast.Seq
+	Tail   holdfast.Seq
+	Credit uint32
 }
 
 // Type implements Message.
 func (*Ack) Type() Type { return TypeAck }
 
-func (m *Ack) appendBody(b []byte) []byte { return putU64(b, uint64(m.Tail)) }
+func (m *Ack) appendBody(b []byte) []byte { return putU32(putU64(b, uint64(m.Tail)), m.Credit) }
 
 func (m *Ack) decodeBody(f *fields, p *Buffer) {
 	m.noPayload(f, p)
 	m.Tail = holdfast.Seq(f.u64())
+	m.Credit = f.u32()
 }
 
 // Flush asks that everything sent before it be made durable.

@@ -115,6 +115,10 @@ func newMessage(t Type) Message {
 		return &Promise{}
 	case TypePromised:
 		return &Promised{}
+	case TypeAfford:
+		return &Afford{}
+	case TypeAfforded:
+		return &Afforded{}
 	}
 	return nil
 }

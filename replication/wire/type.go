@@ -40,9 +40,11 @@ const (
 	TypeClose     Type = 31 // W: I am leaving, in order; nothing follows
 	TypePromise   Type = 32 // W: a ping, and answer no higher epoch's FENCE for a while
 	TypePromised  Type = 33 // R: a pong, and for how long; without a promise, PONG
+	TypeAfford    Type = 34 // W: what would a write of this range take, and can you give it
+	TypeAfforded  Type = 35 // R: so much, and so much is promised
 
 	minType = TypeHello
-	typeEnd = 34 // one past the last
+	typeEnd = 36 // one past the last
 )
 
 var typeNames = [typeEnd]string{
@@ -53,7 +55,7 @@ var typeNames = [typeEnd]string{
 	TypeList: "LIST", TypeChunks: "CHUNKS", TypeReadChunk: "READ_CHUNK", TypeChunk: "CHUNK",
 	TypeInstall: "INSTALL", TypeInstalled: "INSTALLED", TypeWhole: "WHOLE", TypeWholeDone: "WHOLE_DONE",
 	TypeFailed: "FAILED", TypeClose: "CLOSE",
-	TypePromise: "PROMISE", TypePromised: "PROMISED",
+	TypePromise: "PROMISE", TypePromised: "PROMISED", TypeAfford: "AFFORD", TypeAfforded: "AFFORDED",
 }
 
 // String returns the message's name, or type N for one that is not known.

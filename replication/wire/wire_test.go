@@ -52,13 +52,13 @@ func samples() []Message {
 		&Error{Kind: holdfast.ErrNoSpace, Message: "disk full", Remedy: "add a disk"},
 		&Fence{},
 		&Fenced{Tail: 44, TailEpoch: 6, Durable: 43, Commit: 42, Applied: 41, Checkpoint: 40, Held: 39, Intact: true, Syncing: true,
-			Damaged: true, OpenCount: 12, HintEpoch: 6, HintISR: 5, Epochs: []EpochStart{{Epoch: 1, First: 1}, {Epoch: 6, First: 30}}},
+			Damaged: true, OpenCount: 12, HintEpoch: 6, HintISR: 5, LogSize: 1 << 30, Epochs: []EpochStart{{Epoch: 1, First: 1}, {Epoch: 6, First: 30}}},
 		&Refused{Accepted: 8},
 		&Open{Start: 40, ISRVersion: 5},
 		&Join{At: 44, ISRVersion: 5},
-		&Opened{Tail: 40, Durable: 39},
+		&Opened{Tail: 40, Durable: 39, Credit: 1024},
 		&Append{Commit: 38, Entries: entries},
-		&Ack{Tail: 44},
+		&Ack{Tail: 44, Credit: 1023},
 		&Flush{},
 		&Flushed{Durable: 44},
 		&Commit{Seq: 44},
@@ -81,6 +81,8 @@ func samples() []Message {
 		&Close{},
 		&Promise{},
 		&Promised{Length: 2 * time.Second},
+		&Afford{Offset: 61440, Length: 8192, Pending: 17},
+		&Afforded{Need: 2, Credit: 19, Tail: 44},
 	}
 }
 
@@ -128,7 +130,7 @@ func TestEveryTypeHasASample(t *testing.T) {
 			t.Errorf("%v: sample %v, newMessage %v", typ, seen[typ], newMessage(typ))
 		}
 	}
-	if got := Type(typeEnd).String(); got != "type 34" {
+	if got := Type(typeEnd).String(); got != "type 36" {
 		t.Errorf("an unknown type reads %q", got)
 	}
 }

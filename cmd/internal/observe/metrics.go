@@ -56,11 +56,11 @@ type metrics struct {
 
 	diskCapacity, diskUsed, diskReserved, walSize, walUsed, diskFailed metric
 
-	replicaTail, replicaDurable, replicaCommit, replicaApplied, replicaFailed, replicaIntact metric
+	replicaTail, replicaDurable, replicaCommit, replicaApplied, replicaFailed, replicaIntact, pingsDropped metric
 
 	memoryUsed, memoryLimit metric
 
-	size, epoch, active, clients, inSync, wanted, window, requests, acked, committed, sequenced, ackDurable, resynced, waiting metric
+	size, epoch, active, clients, inSync, wanted, window, requests, acked, committed, sequenced, ackDurable, resynced, refused, waiting metric
 
 	lag, lagEntries, memberInSync metric
 }
@@ -88,6 +88,7 @@ func newMetrics() *metrics {
 		replicaApplied: gauge("replica_applied", "The last entry that is in its chunks.", replica...),
 		replicaFailed:  gauge("replica_failed", "Whether it cannot go on.", replica...),
 		replicaIntact:  gauge("replica_intact", "Whether it lost nothing it ever acknowledged.", replica...),
+		pingsDropped:   counter("replica_disk_pings_dropped_total", "Pings to all replicas of its disk that were not answered: too many waited for the disk.", replica...),
 
 		memoryUsed:  gauge("replay_memory_bytes", "Payload kept for replay by all attachments of this node."),
 		memoryLimit: gauge("replay_memory_limit_bytes", "The bound of replay_memory_bytes; writers wait at it."),
@@ -105,6 +106,7 @@ func newMetrics() *metrics {
 		committed:  gauge("volume_committed", "The last entry that is durable on every required replica.", volume...),
 		ackDurable: gauge("volume_ack_durable", "Whether writes are acknowledged only when durable: the volume is down to one node, or was made so.", volume...),
 		resynced:   counter("volume_resynced_bytes_total", "Payload sent to bring replicas back, since the attachment began.", volume...),
+		refused:    counter("volume_writes_refused_total", "Writes refused since a disk had no room for what they would take, since the attachment began.", volume...),
 		waiting:    gauge("volume_longest_wait_seconds", "How long the oldest thing this volume waits for has been waited for; see holdfast volume explain.", volume...),
 
 		lag:          gauge("member_lag_bytes", "What a replica lacks of what the replay window holds; -1: it needs a copy.", member...),
@@ -117,9 +119,9 @@ func newMetrics() *metrics {
 func (m *metrics) all() []metric {
 	return []metric{m.build, m.nodeGone, m.leader, m.leaderKnown, m.contact, m.appliedIndex,
 		m.diskCapacity, m.diskUsed, m.diskReserved, m.walSize, m.walUsed, m.diskFailed,
-		m.replicaTail, m.replicaDurable, m.replicaCommit, m.replicaApplied, m.replicaFailed, m.replicaIntact,
+		m.replicaTail, m.replicaDurable, m.replicaCommit, m.replicaApplied, m.replicaFailed, m.replicaIntact, m.pingsDropped,
 		m.memoryUsed, m.memoryLimit,
-		m.size, m.epoch, m.active, m.clients, m.inSync, m.wanted, m.window, m.requests, m.sequenced, m.acked, m.committed, m.ackDurable, m.resynced, m.waiting,
+		m.size, m.epoch, m.active, m.clients, m.inSync, m.wanted, m.window, m.requests, m.sequenced, m.acked, m.committed, m.ackDurable, m.resynced, m.refused, m.waiting,
 		m.lag, m.lagEntries, m.memberInSync}
 }
 
@@ -172,6 +174,7 @@ func (c *collector) Collect(out chan<- prometheus.Metric) {
 		put(c.replicaApplied, float64(r.Log.Applied), labels...)
 		put(c.replicaFailed, truth(r.Failed != nil), labels...)
 		put(c.replicaIntact, truth(r.Core.Intact), labels...)
+		put(c.pingsDropped, float64(r.PingsDropped), labels...)
 	}
 	for _, h := range c.s.Held() {
 		c.held(put, view, h)
@@ -206,6 +209,7 @@ func (c *collector) segment(put func(metric, float64, ...string), view *state.Vi
 	put(c.committed, float64(st.Commit), labels...)
 	put(c.ackDurable, truth(st.Ack == holdfast.AckDurable), labels...)
 	put(c.resynced, float64(seg.BytesResynced), labels...)
+	put(c.refused, float64(st.Refused), labels...)
 	var longest time.Duration
 	for _, w := range seg.Waits {
 		longest = max(longest, w.Time)

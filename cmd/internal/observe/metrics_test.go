@@ -70,14 +70,14 @@ func sources(t *testing.T) Sources {
 			return []reconcile.OpenedDisk{{Path: "/d", Pool: "ssd", Stat: disk.Stat{Disk: holdfast.DiskID{1}, Capacity: 1000, Used: 300, Reserved: 20, WALSize: 64, WALUsed: 60, MarkedFailed: true}}}
 		},
 		Replicas: func() []serve.ReplicaStatus {
-			return []serve.ReplicaStatus{{Disk: holdfast.DiskID{1}, Core: replica.Status{Intact: true},
+			return []serve.ReplicaStatus{{Disk: holdfast.DiskID{1}, PingsDropped: 3, Core: replica.Status{Intact: true},
 				Log: disk.Status{ReplicaDesc: disk.ReplicaDesc{Segment: segment, Replica: holdfast.ReplicaID{1}}, Tail: 12, Dur: 11, Commit: 10, Applied: 9}}}
 		},
 		Held: func() []reconcile.HeldVolume {
 			return []reconcile.HeldVolume{{Volume: volume, Held: reconcile.Held{Epoch: 4, Active: true, Clients: 2, Status: attachment.Status{Segments: []attachment.SegmentStatus{{
 				Segment: segment, Window: 4096, Requests: 3, BytesResynced: 77,
 				Waits: []attachment.Wait{{For: "a", Time: time.Second}, {For: "b", Time: 3 * time.Second}},
-				State: coordinator.State{Tail: 12, Acked: 11, Commit: 10, Ack: holdfast.AckDurable, Members: []coordinator.MemberState{
+				State: coordinator.State{Tail: 12, Acked: 11, Commit: 10, Ack: holdfast.AckDurable, Refused: 6, Members: []coordinator.MemberState{
 					{Node: n1, InSync: true}, {Node: n2}, {Node: n2}}},
 				Members: []attachment.MemberStatus{{}, {LagBytes: 8192, LagOps: 2}, {LagBytes: 1, LagOps: 1}},
 			}}}}}}
@@ -98,43 +98,45 @@ func TestMetrics(t *testing.T) {
 	const replica = `replica="01000000-0000-0000-0000-000000000000",segment="0",volume="data"`
 	const diskID = `disk="01000000-0000-0000-0000-000000000000"`
 	for name, want := range map[string]string{
-		"build_info":                  `{commit="c0ffee",version="v1"} 1`,
-		"node_gone":                   `{node="n2"} 1`,
-		"raft_leader":                 ` 0`,
-		"raft_leader_known":           ` 1`,
-		"raft_last_contact_seconds":   ` 1.5`,
-		"raft_applied_index":          ` 6`,
-		"disk_capacity_bytes":         `{` + diskID + `,path="/d",pool="ssd"} 1000`,
-		"disk_used_bytes":             `{` + diskID + `,path="/d",pool="ssd"} 300`,
-		"disk_reserved_bytes":         `{` + diskID + `,path="/d",pool="ssd"} 20`,
-		"disk_wal_bytes":              `{` + diskID + `,path="/d",pool="ssd"} 64`,
-		"disk_wal_used_bytes":         `{` + diskID + `,path="/d",pool="ssd"} 60`,
-		"disk_failed":                 `{` + diskID + `,path="/d",pool="ssd"} 1`,
-		"replica_tail":                `{` + diskID + `,` + replica + `} 12`,
-		"replica_durable":             `{` + diskID + `,` + replica + `} 11`,
-		"replica_commit":              `{` + diskID + `,` + replica + `} 10`,
-		"replica_applied":             `{` + diskID + `,` + replica + `} 9`,
-		"replica_failed":              `{` + diskID + `,` + replica + `} 0`,
-		"replica_intact":              `{` + diskID + `,` + replica + `} 1`,
-		"replay_memory_bytes":         ` 4096`,
-		"replay_memory_limit_bytes":   ` 1.34217728e+08`,
-		"volume_size_bytes":           `{volume="data"} 1.073741824e+09`,
-		"volume_epoch":                `{volume="data"} 4`,
-		"volume_active":               `{volume="data"} 1`,
-		"volume_nbd_clients":          `{volume="data"} 2`,
-		"volume_in_sync_replicas":     `{segment="0",volume="data"} 1`,
-		"volume_replicas":             `{segment="0",volume="data"} 2`,
-		"volume_window_bytes":         `{segment="0",volume="data"} 4096`,
-		"volume_requests":             `{segment="0",volume="data"} 3`,
-		"volume_sequenced":            `{segment="0",volume="data"} 12`,
-		"volume_acknowledged":         `{segment="0",volume="data"} 11`,
-		"volume_committed":            `{segment="0",volume="data"} 10`,
-		"volume_ack_durable":          `{segment="0",volume="data"} 1`,
-		"volume_resynced_bytes_total": `{segment="0",volume="data"} 77`,
-		"volume_longest_wait_seconds": `{segment="0",volume="data"} 3`,
-		"member_lag_bytes":            `{node="n1",segment="0",volume="data"} 0` + "\nholdfast_member_lag_bytes" + `{node="n2",segment="0",volume="data"} 8192`,
-		"member_lag_entries":          `{node="n1",segment="0",volume="data"} 0` + "\nholdfast_member_lag_entries" + `{node="n2",segment="0",volume="data"} 2`,
-		"member_in_sync":              `{node="n1",segment="0",volume="data"} 1` + "\nholdfast_member_in_sync" + `{node="n2",segment="0",volume="data"} 0`,
+		"build_info":                       `{commit="c0ffee",version="v1"} 1`,
+		"node_gone":                        `{node="n2"} 1`,
+		"raft_leader":                      ` 0`,
+		"raft_leader_known":                ` 1`,
+		"raft_last_contact_seconds":        ` 1.5`,
+		"raft_applied_index":               ` 6`,
+		"disk_capacity_bytes":              `{` + diskID + `,path="/d",pool="ssd"} 1000`,
+		"disk_used_bytes":                  `{` + diskID + `,path="/d",pool="ssd"} 300`,
+		"disk_reserved_bytes":              `{` + diskID + `,path="/d",pool="ssd"} 20`,
+		"disk_wal_bytes":                   `{` + diskID + `,path="/d",pool="ssd"} 64`,
+		"disk_wal_used_bytes":              `{` + diskID + `,path="/d",pool="ssd"} 60`,
+		"disk_failed":                      `{` + diskID + `,path="/d",pool="ssd"} 1`,
+		"replica_tail":                     `{` + diskID + `,` + replica + `} 12`,
+		"replica_durable":                  `{` + diskID + `,` + replica + `} 11`,
+		"replica_commit":                   `{` + diskID + `,` + replica + `} 10`,
+		"replica_applied":                  `{` + diskID + `,` + replica + `} 9`,
+		"replica_failed":                   `{` + diskID + `,` + replica + `} 0`,
+		"replica_intact":                   `{` + diskID + `,` + replica + `} 1`,
+		"replica_disk_pings_dropped_total": `{` + diskID + `,` + replica + `} 3`,
+		"replay_memory_bytes":              ` 4096`,
+		"replay_memory_limit_bytes":        ` 1.34217728e+08`,
+		"volume_size_bytes":                `{volume="data"} 1.073741824e+09`,
+		"volume_epoch":                     `{volume="data"} 4`,
+		"volume_active":                    `{volume="data"} 1`,
+		"volume_nbd_clients":               `{volume="data"} 2`,
+		"volume_in_sync_replicas":          `{segment="0",volume="data"} 1`,
+		"volume_replicas":                  `{segment="0",volume="data"} 2`,
+		"volume_window_bytes":              `{segment="0",volume="data"} 4096`,
+		"volume_requests":                  `{segment="0",volume="data"} 3`,
+		"volume_sequenced":                 `{segment="0",volume="data"} 12`,
+		"volume_acknowledged":              `{segment="0",volume="data"} 11`,
+		"volume_committed":                 `{segment="0",volume="data"} 10`,
+		"volume_ack_durable":               `{segment="0",volume="data"} 1`,
+		"volume_resynced_bytes_total":      `{segment="0",volume="data"} 77`,
+		"volume_writes_refused_total":      `{segment="0",volume="data"} 6`,
+		"volume_longest_wait_seconds":      `{segment="0",volume="data"} 3`,
+		"member_lag_bytes":                 `{node="n1",segment="0",volume="data"} 0` + "\nholdfast_member_lag_bytes" + `{node="n2",segment="0",volume="data"} 8192`,
+		"member_lag_entries":               `{node="n1",segment="0",volume="data"} 0` + "\nholdfast_member_lag_entries" + `{node="n2",segment="0",volume="data"} 2`,
+		"member_in_sync":                   `{node="n1",segment="0",volume="data"} 1` + "\nholdfast_member_in_sync" + `{node="n2",segment="0",volume="data"} 0`,
 	} {
 		got, err := testutil.CollectAndFormat(c, expfmt.TypeTextPlain, "holdfast_"+name)
 		if err != nil {
@@ -150,8 +152,8 @@ func TestMetrics(t *testing.T) {
 			t.Errorf("got  %s\nwant holdfast_%s%s", text, name, want)
 		}
 	}
-	if n := len(c.all()); n != 37 {
-		t.Errorf("metrics: got %d, want the 37 that are checked here", n)
+	if n := len(c.all()); n != 39 {
+		t.Errorf("metrics: got %d, want the 39 that are checked here", n)
 	}
 }
 

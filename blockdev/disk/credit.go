@@ -1,0 +1,133 @@
+package disk
+
+import "github.com/holdfast-storage/holdfast"
+
+// Above creditShare of the disk's chunks no credit is given ahead of need: what is
+// left goes to whoever writes first. Above refuseShare nothing new is given at all;
+// the rest is for what must not be refused, like chunks of a copy that is installed
+// over what it replaces.
+const (
+	creditShare = 92 // percent
+	refuseShare = 97 // percent
+)
+
+// Affordable is what Afford found, all of one moment.
+type Affordable struct {
+	Need   int64        // chunks that logging the write would map
+	Credit int64        // chunks that entries behind Tail may map
+	Tail   holdfast.Seq // the log's tail
+}
+
+// Credit returns how many chunks entries behind the tail may map, as Reserve and
+// Afford have promised. It waits for nothing: of a moment when entries are being
+// logged it may be the credit of before or after them.
+func (r *Replica) Credit() int64 {
+	return r.credit.Load()
+}
+
+// Ahead raises the credit to want bytes as Reserve does, unless the disk is so full
+// that nothing is to be promised ahead of need. A shortage is no error.
+func (r *Replica) Ahead(want int64) error {
+	if have := r.Credit() * chunkSize; have >= want || r.d.alloc.above(creditShare, (want-have)/chunkSize) {
+		return nil
+	}
+	_, err := r.Reserve(want)
+	if holdfast.KindOf(err) == holdfast.ErrNoSpace {
+		return nil
+	}
+	return err
+}
+
+// Afford looks what a write of [off, off+length) would take if it were logged now,
+// and raises the credit so that it can follow entries that will map pending chunks.
+// The disk is full for it if the answer's Credit is less than Need and pending
+// together; a write that needs nothing new always fits.
+func (r *Replica) Afford(off, length, pending int64) (Affordable, error) {
+	if off < 0 || length <= 0 || pending < 0 || pending > r.d.alloc.chunks || length > r.desc.Size || off > r.desc.Size-length {
+		return Affordable{}, holdfast.Errorf(holdfast.ErrInvalid, "afford %d bytes at %d and %d chunks more: replica %v has %d bytes",
+			length, off, pending, r.desc.Replica, r.desc.Size)
+	}
+	a, err := r.need(off, length)
+	missing := pending + a.Need - a.Credit
+	if err != nil || a.Need == 0 || missing <= 0 {
+		return a, err
+	}
+	for squeezed := false; ; squeezed = true {
+		if r.d.alloc.above(refuseShare, missing) {
+			err = holdfast.Errorf(holdfast.ErrNoSpace, "more than %d %% of the disk are in use", refuseShare)
+		} else {
+			_, err = r.Reserve((pending + a.Need) * chunkSize)
+		}
+		if holdfast.KindOf(err) == holdfast.ErrNoSpace && !squeezed && r.d.wouldFree() {
+			if err := r.d.checkpoint(nil, true); err != nil {
+				return Affordable{}, err
+			}
+			continue
+		}
+		if err != nil && holdfast.KindOf(err) != holdfast.ErrNoSpace {
+			return Affordable{}, err
+		}
+		return r.need(off, length)
+	}
+}
+
+// wouldFree says whether a checkpoint now would give chunks back: they wait for
+// one, or something was zeroed or trimmed that is not applied yet.
+func (d *Disk) wouldFree() bool {
+	if d.alloc.awaited() {
+		return true
+	}
+	for _, r := range d.Replicas() {
+		if r.clears() {
+			return true
+		}
+	}
+	return false
+}
+
+func (r *Replica) clears() bool {
+	r.mu.RLock()
+	defer r.mu.RUnlock()
+	for s := r.applied + 1; s <= min(r.commit, r.tail); s++ {
+		if e := r.index.get(s); e != nil && e.typ != recWrite {
+			return true
+		}
+	}
+	return false
+}
+
+// need counts the chunks of a range that have no place and are not promised one, or
+// may lose it to what is logged and not applied yet.
+func (r *Replica) need(off, length int64) (Affordable, error) {
+	r.mu.RLock()
+	defer r.mu.RUnlock()
+	a := Affordable{Credit: r.credit.Load(), Tail: r.tail}
+	for c := off / chunkSize; c <= (off+length-1)/chunkSize; c++ {
+		if !r.hasPlace(c) || r.index.clearedAbove(c, r.applied) {
+			a.Need++
+		}
+	}
+	return a, r.usable()
+}
+
+// hasPlace says whether a chunk is mapped, or will be by what is logged. Under mu.
+func (r *Replica) hasPlace(chunk int64) bool {
+	_, promised := r.reserved[chunk]
+	_, mapping := r.mapping[chunk]
+	return promised || mapping || r.tree.get(chunk).typ == chunkMapped
+}
+
+// above says whether more than percent of the chunks would be in use or promised if
+// n more were.
+func (a *allocator) above(percent, n int64) bool {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return (a.chunks-a.free+a.reserved+n)*100 > a.chunks*percent
+}
+
+// awaited says whether chunks or pages wait for a checkpoint.
+func (a *allocator) awaited() bool {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return len(a.waiting)+len(a.waitingPages) > 0
+}
