@@ -292,7 +292,8 @@ func (d *Disk) background() {
 
 // slow is called before the log grows: more than half full, it wakes the
 // background; more than three quarters full, the writer makes room itself,
-// while there still is some to move old entries to.
+// while there still is some to move old entries to. A volume that holds more than
+// its share does so earlier, so that the others need not.
 func (d *Disk) slow(held *Replica) error {
 	used, size := d.wal.used(), d.wal.size()
 	if used > size/2 {
@@ -301,15 +302,32 @@ func (d *Disk) slow(held *Replica) error {
 		default: // it is awake already
 		}
 	}
-	if used <= size/4*3 || used < d.stuck.Load()+size/16 {
+	if used <= size/8*5 || used < d.stuck.Load()+size/16 {
+		return nil
+	}
+	if used <= size/4*3 && !d.overShare(held, used) {
 		return nil
 	}
 	err := d.reclaim(held)
 	d.stuck.Store(0)
-	if now := d.wal.used(); now > size/4*3 {
+	if now := d.wal.used(); now > size/8*5 {
 		d.stuck.Store(now) // what is left waits for its commit: no use in trying at each write
 	}
 	return err
+}
+
+// overShare says whether a replica's volume holds more than a quarter of the log,
+// and others hold enough of it to be disturbed.
+func (d *Disk) overShare(r *Replica, used int64) bool {
+	held := int64(0)
+	for _, o := range d.Replicas() {
+		if o.desc.Segment.Volume == r.desc.Segment.Volume {
+			o.mu.RLock()
+			held += o.index.held()
+			o.mu.RUnlock()
+		}
+	}
+	return held > d.wal.size()/4 && used-held > d.wal.size()/16
 }
 
 // Close checkpoints if the disk is sound, and closes. Every other call must

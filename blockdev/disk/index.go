@@ -29,7 +29,17 @@ type logEntry struct {
 	slot     int32
 	pos      int64 // of its payload in the slot
 	bad      bool  // its payload was lost to corruption
+	upTo     int64 // bytes of this entry's record and all before it; see logIndex.held
 	versions []version
+}
+
+// recordBytes is what the entry takes of the log, but for the rest of its last page.
+func (e *logEntry) recordBytes() int64 {
+	n := int64(recordFixed + 4*len(e.crc))
+	if e.typ == recWrite {
+		n += e.length
+	}
+	return n
 }
 
 func (e *logEntry) wide() bool { return e.typ != recWrite && e.length > wideLength }
@@ -64,6 +74,15 @@ type logIndex struct {
 	indexed holdfast.Seq
 	chunks  map[int64]*chunkLog
 	wide    []*logEntry // the wide ones above indexed, ascending
+	settled int64       // upTo of the entry at indexed
+}
+
+// held is how much of the log the entries above the last checkpoint take.
+func (x *logIndex) held() int64 {
+	if n := len(x.entries); n > 0 && x.entries[n-1].seq > x.indexed {
+		return x.entries[n-1].upTo - x.settled
+	}
+	return 0
 }
 
 // get returns the entry of a seq, or nil.
@@ -76,6 +95,7 @@ func (x *logIndex) get(seq holdfast.Seq) *logEntry {
 
 // push adds the next entry.
 func (x *logIndex) push(e *logEntry) {
+	e.upTo = x.settled + x.held() + e.recordBytes()
 	x.entries = append(x.entries, e)
 	if e.wide() {
 		x.wide = append(x.wide, e)
@@ -142,6 +162,7 @@ func (x *logIndex) settle(seq holdfast.Seq, gone func(chunk int64)) {
 	for s := x.indexed + 1; s <= seq; s++ {
 		if e := x.get(s); e != nil {
 			x.unlink(e, gone)
+			x.settled = e.upTo
 		}
 	}
 	for len(x.wide) > 0 && x.wide[0].seq <= seq {
