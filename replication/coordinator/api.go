@@ -311,8 +311,10 @@ const (
 
 // An Action is something the edge must do. Actions are executed in the order
 // returned, and those of one Step before those of the next. A Send to a
-// connection that is closed is dropped in silence; Sends on one connection
-// keep their order. Nothing here may block the next Step.
+// connection that is closed is dropped in silence. Sends on one connection keep
+// their order, but that entries may have to wait for the member to take earlier
+// ones: SendFlush, SendIntact and SendWhole stand behind every SendAppend before
+// them, all others may overtake entries. Nothing here may block the next Step.
 type Action interface{ coordinatorAction() }
 
 type (

@@ -44,7 +44,8 @@ const maxFlushes = 2
 // member is one copy as the writer sees it.
 type member struct {
 	Replica
-	gone bool
+	gone     bool
+	unlisted bool // raft does not list it any more: it is kept while its acks are required
 
 	inISR    bool // in raft's in-sync set, as far as known
 	inAckset bool // its acks are required (R2: always when inISR, once active)
@@ -149,18 +150,13 @@ func (c *Core) onReplicas(list []Replica) {
 		}
 		return nil
 	}
-	kept := c.members[:0:0]
 	for _, m := range c.members {
 		if r := listed(m.ID); r != nil {
 			m.Replica.Role, m.Leaving = r.Role, r.Leaving
-		} else if !m.inAckset && !m.inISR {
-			c.dropLink(m)
-			c.forget(m)
-			continue
 		}
-		kept = append(kept, m)
+		m.unlisted = listed(m.ID) == nil
 	}
-	c.members = kept
+	c.letGo()
 	for _, r := range list {
 		if c.member(r.ID) == nil && listed(r.ID) != nil {
 			// Only this writer adds to the in-sync set within its epoch.
@@ -168,6 +164,20 @@ func (c *Core) onReplicas(list []Replica) {
 			c.addMember(r)
 		}
 	}
+}
+
+// letGo forgets the members that raft does not list and nobody waits for.
+func (c *Core) letGo() {
+	kept := c.members[:0:0]
+	for _, m := range c.members {
+		if m.unlisted && !m.inAckset && !m.inISR {
+			c.dropLink(m)
+			c.forget(m)
+			continue
+		}
+		kept = append(kept, m)
+	}
+	c.members = kept
 }
 
 func (c *Core) nodeGone(node holdfast.NodeID, gone bool) {
@@ -279,6 +289,7 @@ func (c *Core) onTick() {
 		c.freshPace()
 	}
 	c.lastTick = c.now
+	c.letGo()
 	if c.phase != PhaseActive && c.phase != PhaseDetaching {
 		for _, m := range c.members {
 			if waits := m.link == linkFencing || m.link == linkOpening; waits && c.now-max(m.lastHeard, m.linkAt) >= c.lim.Evict {
