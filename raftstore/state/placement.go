@@ -23,24 +23,20 @@ type PlaceRequest struct {
 
 // Place chooses disks for the segments of a volume: distinct nodes always,
 // distinct zones and then racks (the node labels) as far as there are enough,
-// and among those the disk with the least allocated share of its size. Volumes
-// are thin: allocated is what was promised, not what is used. Too few nodes is
-// ErrRefused. It is pure; the proposer calls it and CreateVolume checks it.
+// and among those the least loaded disk. Volumes are thin: a disk's load is the
+// share of its size that is promised to replicas, or that is in use, whichever is
+// more. One fuller than MostFull is taken only if there are too few others. Too few
+// nodes is ErrRefused. It is pure; the proposer calls it and CreateVolume checks it.
 func Place(v *View, req PlaceRequest) ([]SegmentPlacement, error) {
 	count, err := SegmentCount(req.Size, req.SegmentSize)
 	if err != nil {
 		return nil, err
 	}
 	candidates := v.candidates(req)
-	nodes := 0
-	var seen []holdfast.NodeID
-	for _, c := range candidates {
-		if !slices.Contains(seen, c.node.ID) {
-			seen = append(seen, c.node.ID)
-			nodes++
-		}
+	if roomy := withRoom(candidates); countNodes(roomy) >= req.Replicas {
+		candidates = roomy
 	}
-	if req.Replicas > nodes {
+	if nodes := countNodes(candidates); req.Replicas > nodes {
 		return nil, holdfast.Errorf(holdfast.ErrRefused, "%d replicas need %d nodes with a usable disk, there are %d", req.Replicas, req.Replicas, nodes).
 			WithRemedy("add nodes with disks, or ask for fewer replicas")
 	}
@@ -64,12 +60,8 @@ func Place(v *View, req PlaceRequest) ([]SegmentPlacement, error) {
 // by the rules of Place, on none of the nodes in Avoid, and on no disk that is
 // fuller than MostFull. Pool, Avoid and NewReplica of req count.
 func PlaceOne(v *View, seg *Segment, req PlaceRequest) (ReplicaPlacement, error) {
-	var chosen, candidates []*candidate
-	for _, c := range v.candidates(req) {
-		if c.disk.Size-c.disk.Free <= int64(float64(c.disk.Size)*MostFull) {
-			candidates = append(candidates, c)
-		}
-	}
+	var chosen []*candidate
+	candidates := withRoom(v.candidates(req))
 	for _, r := range seg.Replicas {
 		if d, ok := v.disks.get(r.Disk); ok && r.Role != holdfast.RoleDeleting && r.Role != holdfast.RoleOrphan {
 			if n, ok := v.nodes.get(d.Node); ok {
@@ -85,8 +77,9 @@ func PlaceOne(v *View, seg *Segment, req PlaceRequest) (ReplicaPlacement, error)
 	return ReplicaPlacement{Replica: req.NewReplica(), Disk: best.disk.ID}, nil
 }
 
-// MostFull is the share of a disk in use above which no replica is placed on it
-// for others: what is left is for those it has.
+// MostFull is the share of a disk in use above which no replica is placed on it if
+// there is another disk, and none of another's volume at all: what is left is for
+// those it has.
 const MostFull = 0.92
 
 // candidate is a usable disk.
@@ -94,6 +87,28 @@ type candidate struct {
 	disk      *Disk
 	node      *Node
 	allocated int64 // bytes promised to replicas on it
+}
+
+func (c *candidate) used() int64 { return c.disk.Size - c.disk.Free }
+
+func (c *candidate) load() float64 { return float64(max(c.allocated, c.used())) / float64(c.disk.Size) }
+
+// withRoom returns the candidates that are not fuller than MostFull.
+func withRoom(candidates []*candidate) (out []*candidate) {
+	for _, c := range candidates {
+		if float64(c.used()) <= float64(c.disk.Size)*MostFull {
+			out = append(out, c)
+		}
+	}
+	return out
+}
+
+func countNodes(candidates []*candidate) int {
+	seen := map[holdfast.NodeID]bool{}
+	for _, c := range candidates {
+		seen[c.node.ID] = true
+	}
+	return len(seen)
 }
 
 func (v *View) candidates(req PlaceRequest) []*candidate {
@@ -148,7 +163,5 @@ func pick(candidates, chosen []*candidate) *candidate {
 }
 
 func compareLoad(a, b *candidate) int {
-	return cmp.Or(
-		cmp.Compare(float64(a.allocated)/float64(a.disk.Size), float64(b.allocated)/float64(b.disk.Size)),
-		bytes.Compare(a.disk.ID[:], b.disk.ID[:]))
+	return cmp.Or(cmp.Compare(a.load(), b.load()), bytes.Compare(a.disk.ID[:], b.disk.ID[:]))
 }

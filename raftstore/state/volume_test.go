@@ -252,3 +252,42 @@ func TestPlacement(t *testing.T) {
 		}
 	}
 }
+
+// TestPlacementByRoom: what is in use counts as what is promised does, and a disk
+// that is nearly full gets something only if there is no other.
+func TestPlacementByRoom(t *testing.T) {
+	w := newWorld(t, 0)
+	for range 4 {
+		w.addNode()
+	}
+	use := func(disk int, percent int64) {
+		t.Helper()
+		w.must(&DiskUpdate{Disk: w.disks[disk], OpenCount: 1, Size: 1 << 40, Free: 1 << 40 / 100 * (100 - percent)})
+	}
+	want := func(what string, replicas int, disks ...int) {
+		t.Helper()
+		var got, ids []holdfast.DiskID
+		for _, r := range w.place(1<<30, 1<<30, replicas, 0)[0] {
+			got = append(got, r.Disk)
+		}
+		for _, d := range disks {
+			ids = append(ids, w.disks[d])
+		}
+		if !slices.Equal(got, ids) {
+			t.Errorf("%s: got %v, want %v", what, got, ids)
+		}
+	}
+	use(0, 50)
+	use(1, 20)
+	use(2, 93)
+	use(3, 60)
+	want("least used first", 3, 1, 0, 3)
+	want("a full one if need be", 4, 1, 0, 3, 2)
+	const most = 1<<39 + 1<<37 // five eighths of a disk are promised
+	cmd := w.createCommand("big", most, most, 1)
+	cmd.Placement = []SegmentPlacement{{{newID[holdfast.ReplicaID](w), w.disks[1]}}}
+	w.must(cmd)
+	want("what is promised counts, too", 3, 0, 3, 1)
+	use(3, 70)
+	want("the more of both counts", 3, 0, 1, 3)
+}
