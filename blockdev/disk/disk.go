@@ -332,7 +332,13 @@ func (d *Disk) overShare(r *Replica, used int64) bool {
 
 // Close checkpoints if the disk is sound, and closes. Every other call must
 // have returned, or returns an error.
-func (d *Disk) Close() error {
+func (d *Disk) Close() error { return d.end(true) }
+
+// Abandon closes without a checkpoint: for a disk that turned out not to be this
+// node's to write to. What was logged before is found again by the next Open.
+func (d *Disk) Abandon() { _ = d.end(false) }
+
+func (d *Disk) end(checkpoint bool) (err error) {
 	d.mu.Lock()
 	if d.closed {
 		d.mu.Unlock()
@@ -341,8 +347,7 @@ func (d *Disk) Close() error {
 	d.closed = true
 	d.mu.Unlock()
 	close(d.stop)
-	var err error
-	if d.failed() == nil {
+	if checkpoint && d.failed() == nil {
 		err = d.checkpoint(nil, true)
 	}
 	// Whatever comes now, or is still under way, finds the disk closed: a write

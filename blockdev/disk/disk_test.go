@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"hash/crc32"
 	"math/rand/v2"
+	"sync/atomic"
 	"testing"
 
 	"github.com/holdfast-storage/holdfast"
@@ -235,4 +236,36 @@ func TestTruncateBringsBackWhatWasThere(t *testing.T) {
 			t.Fatalf("tail %d, want 1", st.Tail)
 		}
 	}
+}
+
+// A disk that is abandoned is not written to any more, and loses nothing.
+func TestAbandon(t *testing.T) {
+	fs := vfs.NewMemory(1)
+	mustFormat(t, fs, testPath, smallFormat())
+	d, err := Open(t.Context(), fs, testPath, Options{ApplyEvery: -1})
+	if err != nil {
+		t.Fatal(err)
+	}
+	r := mustCreate(t, d, 1, 1<<20)
+	mustAppend(t, r, writeEntry(0, 1, 0, 8192))
+	mustSync(t, r)
+	r.SetCommit(1)
+	var writes atomic.Int32
+	fs.Before(func(op vfs.Op, _ string) {
+		if op == vfs.OpWrite || op == vfs.OpSync {
+			writes.Add(1)
+		}
+	})
+	d.Abandon()
+	d.Abandon()
+	if n := writes.Load(); n != 0 {
+		t.Errorf("%d writes and syncs of a disk that is abandoned", n)
+	}
+	wantKind(t, r.Append([]Entry{writeEntry(0, 2, 0, 4096)}), holdfast.ErrUnavailable)
+	if err := d.Close(); err != nil {
+		t.Errorf("close after it: %v", err)
+	}
+	fs.Before(nil)
+	back := mustOpen(t, fs, testPath)
+	wantRead(t, back.Replicas()[0], 0, pattern(1, 8192))
 }

@@ -93,7 +93,7 @@ func (d *Disks) Open(ctx context.Context, path, pool string) error {
 	opened <- od
 	cmd := &state.DiskOpen{Disk: stat.Disk, Node: d.o.Node, Instance: d.o.Instance, OpenCount: stat.OpenCount, Pool: pool, Size: stat.Capacity, Free: free(stat)}
 	if err := d.insist(ctx, cmd); err != nil {
-		dk.Close()
+		dk.Abandon()
 		return fmt.Errorf("disk %s: %w", path, err)
 	}
 	if err := d.o.Serve.AddDisk(dk); err != nil {
