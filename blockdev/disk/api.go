@@ -50,6 +50,7 @@ type Options struct {
 	ApplyEvery time.Duration
 
 	foreground bool // no background goroutine. For tests.
+	checking   bool // nothing is written; see Check
 }
 
 // Sizes and times.

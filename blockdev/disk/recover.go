@@ -345,11 +345,16 @@ func (d *Disk) rebuild(log *scannedLog) error {
 		p.finish(s)
 		installs += int64(len(p.logs[s.r.desc.Replica].installs))
 	}
-	if err := d.ground(installs); err != nil {
+	if d.opts.checking {
+		installs = 0
+	} else if err := d.ground(installs); err != nil {
 		return err
 	}
 	for _, s := range p.saved {
 		for _, f := range p.logs[s.r.desc.Replica].installs {
+			if d.opts.checking {
+				break // it would be written to its chunk; scan has compared it with its checksums
+			}
 			if err := p.install(s.r, f); err != nil {
 				return err
 			}

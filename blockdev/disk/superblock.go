@@ -2,7 +2,9 @@ package disk
 
 import (
 	"encoding/binary"
+	"errors"
 	"hash/crc32"
+	"io"
 
 	"github.com/holdfast-storage/holdfast"
 	"github.com/holdfast-storage/holdfast/blockdev/vfs"
@@ -175,7 +177,12 @@ func readSuperblock(f vfs.File) (*superblock, error) {
 	var firstErr error
 	for _, off := range []int64{superA, superB} {
 		b := vfs.AlignedBuffer(superSize)
-		if _, err := f.ReadDirectAt(b, off); err != nil {
+		_, err := f.ReadDirectAt(b, off)
+		if errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
+			firstErr = firstOf(firstErr, holdfast.Errorf(holdfast.ErrIntegrity, "no holdfast superblock: it ends before byte %d", off+superSize))
+			continue
+		}
+		if err != nil {
 			firstErr = firstOf(firstErr, holdfast.Errorf(holdfast.ErrIO, "read superblock at %d: %w", off, err))
 			continue
 		}

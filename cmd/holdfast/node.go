@@ -119,7 +119,7 @@ func (c *cli) printImpact(i *apipb.Impact) {
 }
 
 func (c *cli) diskCommand() *cobra.Command {
-	return group("disk", "List pooled disks", c.diskList())
+	return group("disk", "List and check disks", c.diskList(), c.diskFsck())
 }
 
 func (c *cli) diskList() *cobra.Command {

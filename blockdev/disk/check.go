@@ -1,0 +1,197 @@
+package disk
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+
+	"github.com/holdfast-storage/holdfast"
+	"github.com/holdfast-storage/holdfast/blockdev/vfs"
+)
+
+// Finding is one thing that is not as it was written.
+type Finding struct {
+	Where   string             // superblock, log, map or data
+	Replica holdfast.ReplicaID // zero if it concerns the whole disk
+	Range                      // of the segment; zero if it has none
+	What    string
+}
+
+// CheckedReplica is what was found of one replica.
+type CheckedReplica struct {
+	ReplicaDesc
+	Tail, Checkpoint holdfast.Seq
+	Mapped           int64 // bytes of chunks
+	Blocks           int64 // blocks of data that were compared with their checksums
+	Bad              int64 // of them, those that did not match
+	Poisoned         int64 // blocks known to be lost: they read as errors until written
+	Logged           int64 // entries of the log above the checkpoint
+	Damaged          string
+}
+
+// CheckReport is what Check found.
+type CheckReport struct {
+	Stat
+	Version   uint32
+	Records   int // of the log
+	Replicas  []CheckedReplica
+	Found     int       // findings, also those that are not listed
+	Findings  []Finding // at most maxFindings
+	BytesRead int64
+}
+
+// maxFindings bounds the findings that are listed one by one.
+const maxFindings = 1000
+
+func (c *CheckReport) add(f Finding) {
+	c.Found++
+	if len(c.Findings) < maxFindings {
+		c.Findings = append(c.Findings, f)
+	}
+}
+
+// Check reads a formatted disk that nobody has open, whole and past the page cache:
+// both superblocks, the log, the map, and every block of data against its checksum.
+// It writes nothing. Damage is not an error of Check but a finding of its report;
+// errors are those of Open. progress, if not nil, is told now and then how much of
+// the data has been read, in bytes.
+func Check(ctx context.Context, fs vfs.FS, path string, progress func(done, total int64)) (*CheckReport, error) {
+	d := &Disk{
+		fs: fs, path: path, log: slog.New(slog.DiscardHandler), opts: Options{checking: true},
+		replicas: map[holdfast.ReplicaID]*Replica{},
+	}
+	defer func() {
+		if d.main != nil {
+			d.closeFiles()
+		}
+	}()
+	fail := func(err error) (*CheckReport, error) {
+		return nil, holdfast.Errorf(holdfast.KindOf(err), "check disk %s: %w", path, err)
+	}
+	if err := d.openFiles(); err != nil {
+		return fail(err)
+	}
+	d.seed = seedOf(d.super.disk)
+	d.alloc = newAllocator(d.super.chunks)
+	d.wal.seed = d.seed
+	c := &CheckReport{Version: d.super.version}
+	c.superblocks(d)
+	log, err := d.scan(ctx)
+	if err != nil {
+		return fail(err)
+	}
+	broken := d.rebuild(log)
+	if broken != nil && holdfast.KindOf(broken) != holdfast.ErrIntegrity {
+		return fail(broken)
+	}
+	c.log(log, d.wal.keepFrom)
+	if broken != nil {
+		c.add(Finding{Where: "map", What: broken.Error()})
+	}
+	c.Stat = d.Stat()
+	c.Stat.Replicas = len(d.replicas)
+	if err := c.data(ctx, d, progress); err != nil {
+		return fail(err)
+	}
+	return c, nil
+}
+
+// superblocks looks at each copy by itself.
+func (c *CheckReport) superblocks(d *Disk) {
+	for _, off := range []int64{superA, superB} {
+		b := vfs.AlignedBuffer(superSize)
+		_, err := d.main.ReadDirectAt(b, off)
+		var s *superblock
+		if err == nil {
+			s, err = decodeSuperblock(b)
+		}
+		switch {
+		case err != nil:
+			c.add(Finding{Where: "superblock", What: fmt.Sprintf("the copy at %d: %v", off, err)})
+		case s.generation != d.super.generation:
+			c.add(Finding{Where: "superblock", What: fmt.Sprintf("the copy at %d is of generation %d, the other of %d: a write of it was cut short", off, s.generation, d.super.generation)})
+		}
+	}
+	if d.super.flags&superFailed != 0 {
+		c.add(Finding{Where: "superblock", What: "marked as failed: an I/O error was seen, and nothing here counts as intact"})
+	}
+}
+
+// log notes what of the log cannot be read. Records before from are done with, and
+// may be half overwritten.
+func (c *CheckReport) log(log *scannedLog, from uint64) {
+	c.Records = len(log.recs)
+	for _, h := range log.holes {
+		if h.last < from {
+			continue
+		}
+		c.add(Finding{Where: "log", What: fmt.Sprintf("records %d to %d are unreadable and were durable", h.first, h.last)})
+	}
+	for i := range log.recs {
+		if f := &log.recs[i]; !f.ok && f.serial >= from {
+			c.add(Finding{Where: "log", Replica: f.replica, Range: Range{f.off, f.length}, What: fmt.Sprintf("the payload of record %d (entry %d) does not match its checksums", f.serial, f.seq)})
+		}
+	}
+}
+
+// data compares every mapped block with its checksum.
+func (c *CheckReport) data(ctx context.Context, d *Disk, progress func(done, total int64)) error {
+	total := int64(0)
+	for _, r := range d.Replicas() {
+		total += r.tree.mapped * chunkSize
+	}
+	buf := d.buffer()
+	for _, r := range d.Replicas() {
+		out := CheckedReplica{ReplicaDesc: r.desc, Tail: r.tail, Checkpoint: r.ckpt, Mapped: r.tree.mapped * chunkSize, Logged: int64(r.tail - r.ckpt)}
+		if r.damaged != nil {
+			out.Damaged = r.damaged.Error()
+			c.add(Finding{Where: "log", Replica: r.desc.Replica, What: out.Damaged})
+		}
+		var failed error
+		r.tree.each(0, maxSegment/chunkSize, func(chunk int64, e *chunkEntry) {
+			if e.typ != chunkMapped || failed != nil {
+				return
+			}
+			if failed = ctx.Err(); failed != nil {
+				return
+			}
+			c.chunk(d, r, *buf, &out, chunk, e)
+			c.BytesRead += chunkSize
+			if progress != nil && c.BytesRead%(64<<20) == 0 {
+				progress(c.BytesRead, total)
+			}
+		})
+		if failed != nil {
+			return holdfast.Errorf(holdfast.ErrTimeout, "%w", failed)
+		}
+		c.Replicas = append(c.Replicas, out)
+	}
+	return nil
+}
+
+// chunk compares one chunk's blocks with the map's checksums. A block of which the
+// log holds a newer version may be half written: nothing reads it.
+func (c *CheckReport) chunk(d *Disk, r *Replica, buf []byte, out *CheckedReplica, chunk int64, e *chunkEntry) {
+	bad := func(block int64, what string) {
+		out.Bad++
+		c.add(Finding{Where: "data", Replica: out.Replica, Range: Range{chunk*chunkSize + block*blockSize, blockSize}, What: what})
+	}
+	_, err := d.base.ReadDirectAt(buf, d.chunkOffset(e.phys))
+	for i := int64(0); i < blocksPerChunk; i++ {
+		switch state := e.state(i); {
+		case r.index.newest(chunk*blocksPerChunk+i) != nil:
+			continue
+		case state == BlockPoison:
+			out.Poisoned++
+			continue
+		case state != BlockData:
+			continue
+		}
+		out.Blocks++
+		if err != nil {
+			bad(i, err.Error())
+		} else if b := buf[i*blockSize : (i+1)*blockSize]; !payloadMatches(e.crc[i:i+1], b) {
+			bad(i, fmt.Sprintf("block %d of chunk %d does not match its checksum", i, e.phys))
+		}
+	}
+}
