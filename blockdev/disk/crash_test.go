@@ -7,8 +7,10 @@ import (
 	"math"
 	"math/rand/v2"
 	"os"
+	"runtime"
 	"slices"
 	"strconv"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -549,7 +551,7 @@ func (w *world) run(generations, steps int, between float64) {
 			if op == vfs.OpWrite && w.rng.Float64() >= between {
 				return // between two syncs: one of several
 			}
-			if w.rng.IntN(8) == 0 {
+			if w.rng.IntN(16) == 0 {
 				w.look(w.fs.Restart(), w.done, true, 0)
 			} else {
 				w.look(w.fs.Crash(w.rng.Uint64()), w.durable, false, 0)
@@ -639,13 +641,31 @@ func TestCrashes(t *testing.T) {
 		}
 		until, points = time.Now().Add(time.Duration(n)*time.Minute), math.MaxInt
 	}
-	looked, lossy, nested, seed := 0, 0, 0, from
-	for ; seed <= to && looked < points && (until.IsZero() || time.Now().Before(until)); seed++ {
-		why, w := crashSeed(t, seed)
-		if why != "" {
-			t.Fatalf("after %d crash points: seed %d: %s\nrepeat: HOLDFAST_SEEDS=%d-%d go test -run TestCrashes ./blockdev/disk", looked+w.looked, seed, why, seed, seed)
+	var looked, lossy, nested atomic.Int64
+	var next atomic.Uint64
+	next.Store(from)
+	t.Run("seeds", func(t *testing.T) {
+		for worker := range runtime.GOMAXPROCS(0) {
+			t.Run(strconv.Itoa(worker), func(t *testing.T) {
+				t.Parallel()
+				for looked.Load() < int64(points) && (until.IsZero() || time.Now().Before(until)) {
+					seed := next.Add(1) - 1
+					if seed > to || t.Context().Err() != nil {
+						return
+					}
+					why, w := crashSeed(t, seed)
+					if why != "" {
+						t.Fatalf("after %d crash points: seed %d: %s\nrepeat: HOLDFAST_SEEDS=%d-%d go test -run TestCrashes ./blockdev/disk", looked.Load(), seed, why, seed, seed)
+					}
+					looked.Add(int64(w.looked))
+					lossy.Add(int64(w.lossy))
+					nested.Add(int64(w.nested))
+				}
+			})
 		}
-		looked, lossy, nested = looked+w.looked, lossy+w.lossy, nested+w.nested
+	})
+	t.Logf("%d crash points of seeds %d to %d: %d lost or tore a page that was not synced, %d were crashes of a recovery", looked.Load(), from, min(to, next.Load()-1), lossy.Load(), nested.Load())
+	if !t.Failed() && looked.Load() > 10_000 && 2*lossy.Load() < looked.Load() {
+		t.Errorf("fewer than half of the crash points lost a page")
 	}
-	t.Logf("%d crash points of seeds %d to %d: %d lost or tore a page that was not synced, %d were crashes of a recovery", looked, from, seed-1, lossy, nested)
 }

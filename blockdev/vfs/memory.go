@@ -132,8 +132,8 @@ func (m *Memory) Crash(seed uint64) *Memory {
 	rng := rand.New(rand.NewPCG(seed, 0xc7a5))
 	c := NewMemory(rng.Uint64())
 	c.nextID, c.limit = m.nextID, m.limit
-	// One fifth of the crashes lose all, one fifth keep all, the rest half.
-	keep := []float64{0, 0.2, 0.5, 0.8, 1}[rng.IntN(5)]
+	// Two of seven crashes lose all, one keeps all, the rest lose some.
+	keep := []float64{0, 0, 0.2, 0.4, 0.6, 0.8, 1}[rng.IntN(7)]
 	torn := false
 	for _, name := range sortedKeys(m.names, m.synced) {
 		ino := m.synced[name]
