@@ -57,6 +57,9 @@ func New(o Options) (*Attachment, error) {
 	if o.Memory == nil {
 		o.Memory = NewMemory(0)
 	}
+	if o.Throttle == nil {
+		o.Throttle = NewThrottle()
+	}
 	if o.Limits.Tick == 0 {
 		o.Limits.Tick = defaultTick
 	}
@@ -114,11 +117,24 @@ func (a *Attachment) tick() {
 		case <-t.C:
 			for _, s := range a.segments {
 				s.step(coordinator.Tick{})
+				s.report()
 			}
 		case <-a.ctx.Done():
 			return
 		}
 	}
+}
+
+// report tells the throttle what requests took since the last tick.
+func (s *segment) report() {
+	s.mu.Lock()
+	at, took := s.clock, (*foreground)(nil)
+	if s.took.count() > 0 {
+		t := s.took
+		took, s.took = &t, foreground{}
+	}
+	s.mu.Unlock()
+	s.a.o.Throttle.observe(at, took)
 }
 
 // segmentActive looks whether every segment serves now.
@@ -346,6 +362,14 @@ func (s *segment) status() SegmentStatus {
 	}
 	for _, m := range st.State.Members {
 		ms := MemberStatus{Replica: m.Replica}
+		for _, c := range s.copies {
+			if c.target == m.Replica {
+				ms.Resync = ResyncWaiting
+				if c.resync != nil {
+					ms.Resync, ms.ResyncRate = ResyncRunning, c.resync.rateOf()
+				}
+			}
+		}
 		if p := s.peers[m.Replica]; p != nil {
 			ms.LastError = p.lastError
 			if p.conn != nil {

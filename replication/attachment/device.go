@@ -205,7 +205,7 @@ func (s *segment) write(ctx context.Context, r *request, kind coordinator.OpKind
 	s.mu.Lock()
 	own := s.window.bytes + s.queued
 	s.mu.Unlock()
-	if err := s.takeMemory(ctx, o.cost, own); err != nil {
+	if err := s.takeMemory(ctx, o, own); err != nil {
 		return err
 	}
 	switch kind {
@@ -226,21 +226,23 @@ func (s *segment) write(ctx context.Context, r *request, kind coordinator.OpKind
 	id := s.lastOp
 	s.ops[id] = o
 	s.queued += o.cost
-	s.stepLocked(coordinator.Write{ID: id, Kind: kind, Offset: off, Length: n, FUA: fua})
+	s.takeLocked(o, opWrite, coordinator.Write{ID: id, Kind: kind, Offset: off, Length: n, FUA: fua})
 	s.unlock()
 	return nil
 }
 
-// takeMemory takes n bytes of the node's memory, unless the session ends.
-func (s *segment) takeMemory(ctx context.Context, n, own int64) error {
-	if s.a.memory.try(n, own) {
+// takeMemory takes what an operation costs of the node's memory, unless the
+// session ends.
+func (s *segment) takeMemory(ctx context.Context, o *op, own int64) error {
+	if s.a.memory.try(o.cost, own) {
 		return nil
 	}
+	o.began = now()
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	stop := context.AfterFunc(s.a.ctx, cancel)
 	defer stop()
-	err := s.a.memory.take(ctx, n, own)
+	err := s.a.memory.take(ctx, o.cost, own)
 	if err != nil && s.a.ctx.Err() != nil {
 		return s.a.endedErr()
 	}
@@ -253,8 +255,9 @@ func (s *segment) flush(r *request) {
 	s.mu.Lock()
 	s.lastOp++
 	id := s.lastOp
-	s.ops[id] = &op{request: r}
-	s.stepLocked(coordinator.Flush{ID: id})
+	o := &op{request: r}
+	s.ops[id] = o
+	s.takeLocked(o, opFlush, coordinator.Flush{ID: id})
 	s.unlock()
 }
 
@@ -264,8 +267,9 @@ func (s *segment) read(ctx context.Context, p []byte, off int64) error {
 	s.mu.Lock()
 	s.lastOp++
 	id := s.lastOp
-	s.ops[id] = &op{read: r}
-	s.stepLocked(coordinator.Read{ID: id, Offset: off, Length: int64(len(p))})
+	o := &op{read: r}
+	s.ops[id] = o
+	s.takeLocked(o, opRead, coordinator.Read{ID: id, Offset: off, Length: int64(len(p))})
 	s.unlock()
 	for failures := 0; ; {
 		s.mu.Lock()

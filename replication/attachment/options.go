@@ -112,6 +112,11 @@ type Options struct {
 	// Memory bounds the replay windows of all attachments of this node. Nil:
 	// an own bound of DefaultMemory.
 	Memory *Memory
+	// Throttle bounds the resyncs of all attachments of this node. Nil: an own one.
+	Throttle *Throttle
+	// Disk says where a replica lies, zero if that is not known. It may be called
+	// concurrently. Nil: none is known, and resyncs are not bounded per disk.
+	Disk func(replica holdfast.ReplicaID) holdfast.DiskID
 	// Limits are the coordinator's times and sizes; zero fields take the default.
 	Limits coordinator.Limits
 	Logger *slog.Logger // nil discards

@@ -3,6 +3,7 @@ package attachment
 import (
 	"context"
 	"sync"
+	"time"
 
 	"github.com/holdfast-storage/holdfast"
 	"github.com/holdfast-storage/holdfast/replication/coordinator"
@@ -68,6 +69,8 @@ func (r *request) wait(ctx context.Context) error {
 // op is one operation in a core's hands.
 type op struct {
 	request *request // of a write or a flush
+	kind    opKind
+	began   time.Duration // when the core took it, or its wait for memory began
 
 	// A mutation's place in the window once it is sequenced.
 	entry  wire.Entry

@@ -20,19 +20,57 @@ const (
 	progressEvery = 64
 )
 
-// startCopy runs a copy until it ends or is stopped.
-func (s *segment) startCopy(id uint64, run func(ctx context.Context)) {
+// copyRun is one copy under way.
+type copyRun struct {
+	target holdfast.ReplicaID
+	stop   context.CancelFunc
+	resync *resync // nil while it waits for room on its disks
+}
+
+// startCopy runs a copy, once there is room on the disks, until it ends or is
+// stopped.
+func (s *segment) startCopy(id uint64, source, target holdfast.ReplicaID, hurry func() bool, run func(ctx context.Context, r *resync)) {
 	if s.closed {
 		return
 	}
 	ctx, stop := context.WithCancel(s.ctx)
-	s.copies[id] = stop
+	c := &copyRun{target: target, stop: stop}
+	s.copies[id] = c
 	s.running.Add(1)
 	go func() {
 		defer s.running.Done()
 		defer stop()
-		run(ctx)
+		r, err := s.a.o.Throttle.begin(ctx, hurry, s.diskOf(source), s.diskOf(target))
+		if err != nil {
+			return // stopped
+		}
+		defer r.end()
+		s.mu.Lock()
+		c.resync = r
+		s.mu.Unlock()
+		run(ctx, r)
 	}()
+}
+
+// diskOf is where a replica lies; zero if nobody knows.
+func (s *segment) diskOf(id holdfast.ReplicaID) holdfast.DiskID {
+	if s.a.o.Disk == nil {
+		return holdfast.DiskID{}
+	}
+	return s.a.o.Disk(id)
+}
+
+// mustHurry says whether a copy of log is what clients wait for: at a takeover,
+// or when the window that is kept for the copy leaves them little room. To hold
+// the copy back then would hold them.
+func (s *segment) mustHurry() bool {
+	limit := s.a.o.Limits.WindowBytes
+	if limit == 0 {
+		limit = maxWindow
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.activated == nil || s.queued > 0 || s.window.bytes > limit/2
 }
 
 // copied reports the end of a copy, unless it was stopped.
@@ -47,9 +85,13 @@ func (s *segment) copied(ctx context.Context, id uint64, ev coordinator.Event) {
 
 // copyLog brings entries that the window no longer holds from one member's log
 // to another.
-func (s *segment) copyLog(ctx context.Context, a coordinator.CopyLog) {
+func (s *segment) copyLog(ctx context.Context, r *resync, a coordinator.CopyLog) {
 	from := a.From
 	for from <= a.To {
+		if r.wait(ctx) != nil {
+			s.copied(ctx, a.Copy, coordinator.CopiedLog{Copy: a.Copy, Err: ctx.Err()})
+			return
+		}
 		m, err := s.ask(ctx, a.Source, a.SourceConn, &wire.Fetch{From: from, To: a.To})
 		if err != nil {
 			s.copied(ctx, a.Copy, coordinator.CopiedLog{Copy: a.Copy, Err: err})
@@ -66,7 +108,7 @@ func (s *segment) copyLog(ctx context.Context, a coordinator.CopyLog) {
 			err = holdfast.Errorf(holdfast.ErrInvalid, "replica %v sent entry %d, asked for %d", a.Source, es.Entries[0].Seq, from)
 		default:
 			from = es.Entries[len(es.Entries)-1].Seq + 1
-			err = s.handOn(ctx, a, es)
+			err = s.handOn(ctx, r, a, es)
 		}
 		m.Release()
 		if err != nil {
@@ -79,7 +121,7 @@ func (s *segment) copyLog(ctx context.Context, a coordinator.CopyLog) {
 
 // handOn sends fetched entries to the target, one message per epoch, as far as
 // its credit reaches.
-func (s *segment) handOn(ctx context.Context, a coordinator.CopyLog, es *wire.Entries) error {
+func (s *segment) handOn(ctx context.Context, r *resync, a coordinator.CopyLog, es *wire.Entries) error {
 	for rest := es.Entries; len(rest) > 0; {
 		n, bytes := 0, int64(0)
 		for n < len(rest) && rest[n].Epoch == rest[0].Epoch {
@@ -106,6 +148,7 @@ func (s *segment) handOn(ctx context.Context, a coordinator.CopyLog, es *wire.En
 				s.resent += bytes
 				c.send(0, m)
 				s.unlock()
+				r.spend(bytes)
 				break
 			}
 			s.mu.Unlock()
@@ -123,12 +166,12 @@ func (s *segment) handOn(ctx context.Context, a coordinator.CopyLog, es *wire.En
 
 // copyChunks brings a target's chunks up to the source's, under R11: the
 // source lists once it has applied a.At, and every chunk is as of that or later.
-func (s *segment) copyChunks(ctx context.Context, a coordinator.StartCopy) {
-	maxAsOf, err := s.copyListed(ctx, a)
+func (s *segment) copyChunks(ctx context.Context, r *resync, a coordinator.StartCopy) {
+	maxAsOf, err := s.copyListed(ctx, r, a)
 	s.copied(ctx, a.Copy, coordinator.Copied{Copy: a.Copy, MaxAsOf: maxAsOf, Err: err})
 }
 
-func (s *segment) copyListed(ctx context.Context, a coordinator.StartCopy) (holdfast.Seq, error) {
+func (s *segment) copyListed(ctx context.Context, r *resync, a coordinator.StartCopy) (holdfast.Seq, error) {
 	want, err := s.chunksToCopy(ctx, a)
 	if err != nil {
 		return 0, err
@@ -157,7 +200,7 @@ func (s *segment) copyListed(ctx context.Context, a coordinator.StartCopy) (hold
 				index := want[next]
 				next++
 				mu.Unlock()
-				asOf, err := s.copyChunk(ctx, a, index)
+				asOf, err := s.copyChunk(ctx, r, a, index)
 				mu.Lock()
 				if err != nil && failed == nil {
 					failed = err
@@ -178,8 +221,11 @@ func (s *segment) copyListed(ctx context.Context, a coordinator.StartCopy) (hold
 }
 
 // copyChunk brings one chunk, again while the target cannot take it.
-func (s *segment) copyChunk(ctx context.Context, a coordinator.StartCopy, index int64) (holdfast.Seq, error) {
+func (s *segment) copyChunk(ctx context.Context, r *resync, a coordinator.StartCopy, index int64) (holdfast.Seq, error) {
 	for {
+		if err := r.wait(ctx); err != nil {
+			return 0, err
+		}
 		m, err := s.ask(ctx, a.Source, a.SourceConn, &wire.ReadChunk{Index: index, Floor: a.At})
 		if err != nil {
 			return 0, err
@@ -196,6 +242,7 @@ func (s *segment) copyChunk(ctx context.Context, a coordinator.StartCopy, index 
 			in.Hold(b)
 		}
 		m.Release()
+		r.spend(size)
 		reply, err := s.ask(ctx, a.Target, a.TargetConn, in)
 		if err != nil {
 			return 0, err

@@ -46,7 +46,10 @@ type segment struct {
 	peers  map[holdfast.ReplicaID]*peer
 	conns  coordinator.Conn // last number given
 	links  []wire.Link
-	copies map[uint64]context.CancelFunc
+	copies map[uint64]*copyRun
+
+	clock time.Duration // when the present step began
+	took  foreground    // what requests took since the last tick
 
 	remoteReads chan struct{} // a place for each
 
@@ -82,7 +85,7 @@ func newSegment(a *Attachment, index int, size int64) *segment {
 		logger: a.o.Logger.With("volume", a.o.Volume, "segment", index, "epoch", a.o.Epoch),
 		ops:    map[coordinator.OpID]*op{},
 		peers:  map[holdfast.ReplicaID]*peer{},
-		copies: map[uint64]context.CancelFunc{},
+		copies: map[uint64]*copyRun{},
 
 		remoteReads: make(chan struct{}, maxRemoteReads),
 	}
@@ -128,10 +131,28 @@ func (s *segment) stepLocked(ev coordinator.Event) {
 		s.pending = append(s.pending, ev)
 		return
 	}
+	s.clock = now()
+	s.stepAt(ev)
+}
+
+// takeLocked hands a request to the core. Its time counts from the clock that
+// the step reads anyway, or from before its wait for memory.
+func (s *segment) takeLocked(o *op, kind opKind, ev coordinator.Event) {
+	s.clock = now()
+	o.kind = kind
+	if o.began == 0 {
+		o.began = s.clock
+	}
+	s.stepAt(ev)
+}
+
+// stepAt is a step at s.clock, and those that it leads to.
+func (s *segment) stepAt(ev coordinator.Event) {
 	s.run(ev)
 	for len(s.pending) > 0 {
 		next := s.pending[0]
 		s.pending = s.pending[1:]
+		s.clock = now()
 		s.run(next)
 	}
 	s.pending = nil
@@ -154,7 +175,7 @@ func (s *segment) run(ev coordinator.Event) {
 	case ev == nil:
 		actions = s.core.Start()
 	default:
-		actions = s.core.Step(now(), ev)
+		actions = s.core.Step(s.clock, ev)
 	}
 	for _, act := range actions {
 		s.do(act)
@@ -177,8 +198,8 @@ func (s *segment) breakDown(v any) {
 			s.closeLater(p.conn)
 		}
 	}
-	for _, stop := range s.copies {
-		stop()
+	for _, c := range s.copies {
+		c.stop()
 	}
 	s.answerBroken()
 	s.endSession(coordinator.EndSession{Reason: coordinator.EndStopped, Err: s.broken})
@@ -293,12 +314,12 @@ func (s *segment) do(act coordinator.Action) {
 	case coordinator.SendWhole:
 		s.sendOrdered(a.Replica, a.Conn, 0, &wire.Whole{})
 	case coordinator.CopyLog:
-		s.startCopy(a.Copy, func(ctx context.Context) { s.copyLog(ctx, a) })
+		s.startCopy(a.Copy, a.Source, a.Target, s.mustHurry, func(ctx context.Context, r *resync) { s.copyLog(ctx, r, a) })
 	case coordinator.StartCopy:
-		s.startCopy(a.Copy, func(ctx context.Context) { s.copyChunks(ctx, a) })
+		s.startCopy(a.Copy, a.Source, a.Target, nil, func(ctx context.Context, r *resync) { s.copyChunks(ctx, r, a) })
 	case coordinator.StopCopy:
-		if stop := s.copies[a.Copy]; stop != nil {
-			stop()
+		if c := s.copies[a.Copy]; c != nil {
+			c.stop()
 			delete(s.copies, a.Copy)
 		}
 	case coordinator.Propose:
@@ -368,6 +389,7 @@ func (s *segment) complete(id coordinator.OpID, err error) {
 		s.queued -= o.cost
 		s.a.memory.give(o.cost)
 	}
+	s.took[o.kind].add(s.clock - o.began)
 	o.request.finish(err)
 }
 
@@ -377,6 +399,7 @@ func (s *segment) completeRead(a coordinator.CompleteRead) {
 		return
 	}
 	delete(s.ops, a.ID)
+	s.took[opRead].add(s.clock - o.began)
 	o.read.sample, o.read.done, o.read.err = nil, true, a.Err
 	o.read.signal()
 }

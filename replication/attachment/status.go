@@ -47,4 +47,17 @@ type MemberStatus struct {
 	LastError string // of the last try to connect
 	LagOps    int64  // entries it lacks
 	LagBytes  int64  // of them, as far as the window holds them; -1 if it needs a copy
+	Resync    ResyncState
+	// ResyncRate is what the resync sent in the last second or less, in bytes a
+	// second.
+	ResyncRate int64
 }
+
+// ResyncState is how a copy of log or chunks to a member stands.
+type ResyncState string
+
+const (
+	ResyncNone    ResyncState = ""
+	ResyncWaiting ResyncState = "waiting" // for two others on the disk to end
+	ResyncRunning ResyncState = "running"
+)

@@ -397,7 +397,7 @@ func (n *node) serveUsers(ctx context.Context) error {
 func (n *node) serveObservers() {
 	watch := observe.NewServer(observe.Options{Logger: n.log, Ready: n.api.Ready, Sources: observe.Sources{
 		Version: n.o.Version, Commit: n.o.Commit, Node: n.id.Node, View: n.meta.View, Gone: n.meta.Gone, Raft: n.store,
-		Disks: n.disks.List, Replicas: n.serve.Replicas, Held: n.att.All, Memory: n.att.Memory}})
+		Disks: n.disks.List, Replicas: n.serve.Replicas, Held: n.att.All, Memory: n.att.Memory, Throttle: n.att.Throttle}})
 	n.run(func() {
 		if err := watch.Serve(n.listeners.http); !errors.Is(err, http.ErrServerClosed) {
 			n.fail("serve monitoring", ignoreClosed(err))

@@ -34,6 +34,8 @@ type Sources struct {
 	Held            func() []reconcile.HeldVolume
 	// Memory is the payload kept for replay by all attachments, and its bound.
 	Memory func() (used, limit int64)
+	// Throttle is what brings members back at this node, and its bounds.
+	Throttle func() attachment.ThrottleStatus
 }
 
 // metric is one name: what it is for people, and the labels of its samples.
@@ -59,6 +61,8 @@ type metrics struct {
 	replicaTail, replicaDurable, replicaCommit, replicaApplied, replicaFailed, replicaIntact, pingsDropped metric
 
 	memoryUsed, memoryLimit metric
+
+	resyncs, resyncsWaiting, resyncRate, resyncLimit, requestP99, requestBaseline metric
 
 	size, epoch, active, clients, inSync, wanted, window, requests, acked, committed, sequenced, ackDurable, resynced, refused, waiting metric
 
@@ -93,6 +97,13 @@ func newMetrics() *metrics {
 		memoryUsed:  gauge("replay_memory_bytes", "Payload kept for replay by all attachments of this node."),
 		memoryLimit: gauge("replay_memory_limit_bytes", "The bound of replay_memory_bytes; writers wait at it."),
 
+		resyncs:         gauge("resyncs", "Copies of log or chunks to replicas that volumes of this node bring back now."),
+		resyncsWaiting:  gauge("resyncs_waiting", "Copies that wait for another on the same disk to end."),
+		resyncRate:      gauge("resync_bytes_per_second", "What all of them sent in the last second or less."),
+		resyncLimit:     gauge("resync_limit_bytes_per_second", "What each may send, by what clients notice; 0: no limit."),
+		requestP99:      gauge("request_p99_seconds", "What one in a hundred requests of this node's clients exceeded in the last second that had some.", "op"),
+		requestBaseline: gauge("request_p99_baseline_seconds", "The same without copies; 0 if not known. The limit falls when request_p99_seconds is well above it.", "op"),
+
 		size:       gauge("volume_size_bytes", "The size of a volume that this node holds.", "volume"),
 		epoch:      gauge("volume_epoch", "The epoch in which this node holds a volume.", "volume"),
 		active:     gauge("volume_active", "Whether it is served.", "volume"),
@@ -121,6 +132,7 @@ func (m *metrics) all() []metric {
 		m.diskCapacity, m.diskUsed, m.diskReserved, m.walSize, m.walUsed, m.diskFailed,
 		m.replicaTail, m.replicaDurable, m.replicaCommit, m.replicaApplied, m.replicaFailed, m.replicaIntact, m.pingsDropped,
 		m.memoryUsed, m.memoryLimit,
+		m.resyncs, m.resyncsWaiting, m.resyncRate, m.resyncLimit, m.requestP99, m.requestBaseline,
 		m.size, m.epoch, m.active, m.clients, m.inSync, m.wanted, m.window, m.requests, m.sequenced, m.acked, m.committed, m.ackDurable, m.resynced, m.refused, m.waiting,
 		m.lag, m.lagEntries, m.memberInSync}
 }
@@ -157,6 +169,7 @@ func (c *collector) Collect(out chan<- prometheus.Metric) {
 	used, limit := c.s.Memory()
 	put(c.memoryUsed, float64(used))
 	put(c.memoryLimit, float64(limit))
+	c.throttle(put, c.s.Throttle())
 	for _, d := range c.s.Disks() {
 		labels := []string{d.Stat.Disk.String(), d.Path, d.Pool}
 		put(c.diskCapacity, float64(d.Stat.Capacity), labels...)
@@ -178,6 +191,17 @@ func (c *collector) Collect(out chan<- prometheus.Metric) {
 	}
 	for _, h := range c.s.Held() {
 		c.held(put, view, h)
+	}
+}
+
+func (c *collector) throttle(put func(metric, float64, ...string), t attachment.ThrottleStatus) {
+	put(c.resyncs, float64(t.Resyncs))
+	put(c.resyncsWaiting, float64(t.Waiting))
+	put(c.resyncRate, float64(t.Rate))
+	put(c.resyncLimit, float64(t.Limit))
+	for _, r := range t.Requests {
+		put(c.requestP99, r.P99.Seconds(), r.Op)
+		put(c.requestBaseline, r.Baseline.Seconds(), r.Op)
 	}
 }
 

@@ -83,6 +83,10 @@ func sources(t *testing.T) Sources {
 			}}}}}}
 		},
 		Memory: func() (int64, int64) { return 4096, 128 << 20 },
+		Throttle: func() attachment.ThrottleStatus {
+			return attachment.ThrottleStatus{Resyncs: 2, Waiting: 1, Rate: 3 << 20, Limit: 10 << 20,
+				Requests: []attachment.ForegroundStatus{{Op: "write", P99: 2 * time.Millisecond, Baseline: time.Millisecond}}}
+		},
 	}
 }
 
@@ -137,6 +141,12 @@ func TestMetrics(t *testing.T) {
 		"member_lag_bytes":                 `{node="n1",segment="0",volume="data"} 0` + "\nholdfast_member_lag_bytes" + `{node="n2",segment="0",volume="data"} 8192`,
 		"member_lag_entries":               `{node="n1",segment="0",volume="data"} 0` + "\nholdfast_member_lag_entries" + `{node="n2",segment="0",volume="data"} 2`,
 		"member_in_sync":                   `{node="n1",segment="0",volume="data"} 1` + "\nholdfast_member_in_sync" + `{node="n2",segment="0",volume="data"} 0`,
+		"resyncs":                          ` 2`,
+		"resyncs_waiting":                  ` 1`,
+		"resync_bytes_per_second":          ` 3.145728e+06`,
+		"resync_limit_bytes_per_second":    ` 1.048576e+07`,
+		"request_p99_seconds":              `{op="write"} 0.002`,
+		"request_p99_baseline_seconds":     `{op="write"} 0.001`,
 	} {
 		got, err := testutil.CollectAndFormat(c, expfmt.TypeTextPlain, "holdfast_"+name)
 		if err != nil {
@@ -152,8 +162,8 @@ func TestMetrics(t *testing.T) {
 			t.Errorf("got  %s\nwant holdfast_%s%s", text, name, want)
 		}
 	}
-	if n := len(c.all()); n != 39 {
-		t.Errorf("metrics: got %d, want the 39 that are checked here", n)
+	if n := len(c.all()); n != 45 {
+		t.Errorf("metrics: got %d, want the 45 that are checked here", n)
 	}
 }
 

@@ -44,11 +44,12 @@ type Options struct {
 
 // Attachments are the volumes that this node holds.
 type Attachments struct {
-	o      Options
-	memory *attachment.Memory
-	ctx    context.Context // of everything that runs until Close
-	cancel context.CancelFunc
-	wg     sync.WaitGroup
+	o        Options
+	memory   *attachment.Memory
+	throttle *attachment.Throttle
+	ctx      context.Context // of everything that runs until Close
+	cancel   context.CancelFunc
+	wg       sync.WaitGroup
 
 	left map[holdfast.VolumeID]use // what the record said at New: what to attach again
 
@@ -100,7 +101,7 @@ type Held struct {
 // New reads the record of what was attached, and ends kernel devices that are
 // not in it. Run attaches the rest again.
 func New(ctx context.Context, o Options) (*Attachments, error) {
-	a := &Attachments{o: o, memory: attachment.NewMemory(0), held: map[holdfast.VolumeID]*held{}, uses: map[holdfast.VolumeID]use{}}
+	a := &Attachments{o: o, memory: attachment.NewMemory(0), throttle: attachment.NewThrottle(), held: map[holdfast.VolumeID]*held{}, uses: map[holdfast.VolumeID]use{}}
 	a.ctx, a.cancel = context.WithCancel(context.Background()) //nolint:gosec // cancelled by Close
 	raw, err := os.ReadFile(o.Record)
 	if err == nil {
@@ -394,6 +395,7 @@ func (a *Attachments) attachmentOptions(v *state.Volume, before *state.Volume) a
 		Ack: v.Options.AckMode, Policy: policy(v), PingsOnly: v.Options.PingsOnly,
 		Epoch: v.Epoch, Session: v.Session, Detached: before.Phase == state.PhaseDetached,
 		Meta: meta{a.o.Cluster}, Dial: a.dial, Gone: a.o.Cluster.Gone, Local: a.o.Serve, Memory: a.memory,
+		Throttle: a.throttle, Disk: func(id holdfast.ReplicaID) holdfast.DiskID { return a.diskOf(v.ID, id) },
 		Logger: a.o.Logger.With("name", v.Name),
 	}
 	for i := range v.Segments {
@@ -407,6 +409,22 @@ func (a *Attachments) attachmentOptions(v *state.Volume, before *state.Volume) a
 		o.Segments = append(o.Segments, seg)
 	}
 	return o
+}
+
+// diskOf is the disk that raft has for a replica of a volume.
+func (a *Attachments) diskOf(volume holdfast.VolumeID, id holdfast.ReplicaID) holdfast.DiskID {
+	v, ok := a.o.Cluster.View().Volume(volume)
+	if !ok {
+		return holdfast.DiskID{}
+	}
+	for i := range v.Segments {
+		for _, r := range v.Segments[i].Replicas {
+			if r.ID == id {
+				return r.Disk
+			}
+		}
+	}
+	return holdfast.DiskID{}
 }
 
 // policy is what the volume's options say of missing copies.
@@ -692,6 +710,9 @@ func (a *Attachments) All() []HeldVolume {
 
 // Memory returns the payload that all attachments keep for replay, and its bound.
 func (a *Attachments) Memory() (used, limit int64) { return a.memory.Used() }
+
+// Throttle says how members are brought back here, and what clients notice of it.
+func (a *Attachments) Throttle() attachment.ThrottleStatus { return a.throttle.Status() }
 
 // Close ends every attachment as a restart does: what was acknowledged is
 // flushed, devices stay with the keeper, raft is not told, and the next start

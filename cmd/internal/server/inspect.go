@@ -13,6 +13,7 @@ import (
 	"github.com/holdfast-storage/holdfast/cmd/internal/reconcile"
 	"github.com/holdfast-storage/holdfast/raftstore/state"
 	"github.com/holdfast-storage/holdfast/replication/attachment"
+	"github.com/holdfast-storage/holdfast/replication/coordinator"
 )
 
 // ListVolumes implements apipb.HoldfastServer: by name, from the local view.
@@ -111,6 +112,7 @@ func (s *Server) explainSegment(e *apipb.Explanation, index uint32, seg *attachm
 			if m.CopyTotal > 0 {
 				more += fmt.Sprintf(", %d of %d chunks copied", m.CopyDone, m.CopyTotal)
 			}
+			more += resyncText(lag, toSync(m, lag))
 			if lag.LastError != "" && lag.Remote == "" {
 				more += ", not reached: " + lag.LastError
 			}
@@ -125,6 +127,27 @@ func (s *Server) explainSegment(e *apipb.Explanation, index uint32, seg *attachm
 	for _, w := range seg.Waits {
 		e.Waits = append(e.Waits, &apipb.WaitReason{Segment: index, Reason: w.For, SinceMillis: w.Time.Milliseconds()})
 	}
+}
+
+// resyncText says how fast a member is brought back, and how much it lacks.
+func resyncText(m attachment.MemberStatus, left int64) string {
+	switch m.Resync {
+	case attachment.ResyncWaiting:
+		return ", waits for two other resyncs on a disk"
+	case attachment.ResyncRunning:
+		text := fmt.Sprintf(", resync at %s/s", holdfast.FormatSize(m.ResyncRate))
+		if left > 0 {
+			text += fmt.Sprintf(", %s to go", holdfast.FormatSize(left))
+		}
+		return text
+	case attachment.ResyncNone:
+	}
+	return ""
+}
+
+// toSync is what a member lacks, in bytes, as far as that is known.
+func toSync(m coordinator.MemberState, more attachment.MemberStatus) int64 {
+	return max(0, more.LagBytes) + (m.CopyTotal-m.CopyDone)*holdfast.ChunkSize
 }
 
 // volume describes a volume from a view, and from the attachment if it is here.
@@ -204,7 +227,7 @@ func (s *Server) replica(view *state.View, held reconcile.Held, segment int, r s
 		}
 		out.Tail, out.Durable = max(out.Tail, uint64(m.Tail)), max(out.Durable, uint64(m.Dur))
 		if i < len(seg.Members) {
-			out.BytesToSync = max(0, seg.Members[i].LagBytes) + (m.CopyTotal-m.CopyDone)*holdfast.ChunkSize
+			out.BytesToSync = toSync(m, seg.Members[i])
 		}
 	}
 	return out
