@@ -22,9 +22,9 @@ const (
 
 // copyRun is one copy under way.
 type copyRun struct {
-	target holdfast.ReplicaID
-	stop   context.CancelFunc
-	resync *resync // nil while it waits for room on its disks
+	source, target holdfast.ReplicaID
+	stop           context.CancelFunc
+	resync         *resync // nil while it waits for room on its disks
 }
 
 // startCopy runs a copy, once there is room on the disks, until it ends or is
@@ -34,7 +34,7 @@ func (s *segment) startCopy(id uint64, source, target holdfast.ReplicaID, hurry 
 		return
 	}
 	ctx, stop := context.WithCancel(s.ctx)
-	c := &copyRun{target: target, stop: stop}
+	c := &copyRun{source: source, target: target, stop: stop}
 	s.copies[id] = c
 	s.running.Add(1)
 	go func() {
