@@ -305,11 +305,17 @@ func start(t *testing.T, n int) *cluster {
 // startWith is start with more flags for every node.
 func startWith(t *testing.T, n int, more ...string) *cluster {
 	t.Helper()
+	return startEach(t, n, func(*node) []string { return more })
+}
+
+// startEach is start with flags of its own for each node.
+func startEach(t *testing.T, n int, more func(*node) []string) *cluster {
+	t.Helper()
 	c := &cluster{t: t}
 	for i := range n {
 		name := fmt.Sprintf("n%d", i+1)
-		flags := append([]string{"--disk", ""}, more...)
 		nd := newNode(t, name)
+		flags := append([]string{"--disk", ""}, more(nd)...)
 		flags[1] = filepath.Join(nd.dir, "disk.img") + ",size=4G,wal=256M"
 		if i == 0 {
 			flags = append(flags, "--bootstrap")
