@@ -60,7 +60,8 @@ bench: build ## the same jobs on holdfast and on nbdkit, as ratios
 soak: build ## the long proofs: minutes to hours, as root
 	@mkdir -p $(OUT)
 	$(GO) run ./cmd/demo -rounds 20 -report $(OUT)/soak-hosts.json
-	HOLDFAST_SOAK=1 HOLDFAST_SOAK_ROUNDS=25 .ci/gotest soak -timeout 4h -run 'TestReplicaDiesUnderVerify|TestHolderDies|TestSourceDiesDuringResync|Takeover|Death|Kill' ./cmd/e2e ./cmd/internal/keeper
+	HOLDFAST_SOAK=1 HOLDFAST_SOAK_ROUNDS=25 .ci/gotest soak -timeout 4h -run 'TestReplicaDiesUnderVerify|TestHolderDies|TestSourceDiesDuringResync|TestRunFlat|TestWriterStops|Takeover|Death|Kill' ./cmd/e2e ./cmd/internal/keeper
+	HOLDFAST_SOAK=1 .ci/gotest soak-rejoin -timeout 1h -run TestEvictAndRejoin ./replication/attachment
 	$(MAKE) --no-print-directory chaos MINUTES=60
 
 crash: ## crash points of one disk: MINUTES=N as many as fit, or SEEDS=FROM-TO

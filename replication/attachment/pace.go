@@ -124,6 +124,10 @@ func (p *pace) next(now time.Duration, resyncs int) {
 
 // judge sets the rate after a window in which resyncs and requests ran.
 func (p *pace) judge(took time.Duration, resyncs int) {
+	sent := p.lastRate / float64(max(resyncs, 1))
+	if p.rate == 0 {
+		p.rate = max(sent, resyncFloor)
+	}
 	suffers, better, known := p.compare()
 	atFloor := p.rate == resyncFloor
 	switch {
@@ -140,16 +144,14 @@ func (p *pace) judge(took time.Duration, resyncs int) {
 		p.verdict = paceFloor
 		p.learn(took)
 	case suffers:
-		rate := p.lastRate / float64(max(resyncs, 1))
-		if p.rate > 0 {
-			rate = min(rate, p.rate)
-		}
-		p.rate, p.verdict = max(resyncCut*rate, resyncFloor), paceShrinking
+		p.rate, p.verdict = max(resyncCut*p.rate, resyncFloor), paceShrinking
 	default:
-		if p.rate == 0 {
-			p.rate = max(p.lastRate/float64(max(resyncs, 1)), resyncFloor)
+		// A rate that limits nothing does not grow, or it would take long to
+		// shrink to where it does.
+		if sent >= p.rate/2 {
+			p.rate = min(p.rate+resyncStep, resyncMost)
 		}
-		p.rate, p.verdict = min(p.rate+resyncStep, resyncMost), paceGrowing
+		p.verdict = paceGrowing
 		if atFloor || better {
 			p.learn(took)
 		}

@@ -220,50 +220,66 @@ func (s *segment) copyListed(ctx context.Context, r *resync, a coordinator.Start
 	return maxAsOf, failed
 }
 
-// copyChunk brings one chunk, again while the target cannot take it.
+// copyChunk brings one chunk, again while the target cannot take it. Most of the
+// time that is since the source's chunks are as of an entry before the target's
+// checkpoint: it is asked for them as of the latest commit then, at once. What is
+// not cured by that waits.
 func (s *segment) copyChunk(ctx context.Context, r *resync, a coordinator.StartCopy, index int64) (holdfast.Seq, error) {
-	for {
+	floor := a.At
+	for retries := 0; ; retries++ {
+		if retries > 1 {
+			select {
+			case <-time.After(chunkPause):
+			case <-ctx.Done():
+				return 0, ctx.Err()
+			}
+		}
 		if err := r.wait(ctx); err != nil {
 			return 0, err
 		}
-		m, err := s.ask(ctx, a.Source, a.SourceConn, &wire.ReadChunk{Index: index, Floor: a.At})
+		in, err := s.readChunk(ctx, a, index, floor)
 		if err != nil {
 			return 0, err
 		}
-		c, ok := m.(*wire.Chunk)
-		if !ok || c.Index != index {
-			m.Release()
-			return 0, holdfast.Errorf(holdfast.ErrInvalid, "replica %v answered READ_CHUNK %d with %v", a.Source, index, m.Type())
-		}
-		size := int64(len(c.Data))
-		in := &wire.Install{ChunkContent: c.ChunkContent}
-		for _, b := range c.Buffers() {
-			b.Retain()
-			in.Hold(b)
-		}
-		m.Release()
+		size := int64(len(in.Data))
 		r.spend(size)
 		reply, err := s.ask(ctx, a.Target, a.TargetConn, in)
 		if err != nil {
 			return 0, err
 		}
 		installed, ok := reply.(*wire.Installed)
-		switch {
-		case !ok:
+		if !ok {
 			reply.Release()
 			return 0, holdfast.Errorf(holdfast.ErrInvalid, "replica %v answered INSTALL with %v", a.Target, reply.Type())
-		case !installed.Retry:
-			s.mu.Lock()
+		}
+		s.mu.Lock()
+		if !installed.Retry {
 			s.resent += size
 			s.mu.Unlock()
 			return installed.AsOf, nil
 		}
-		select {
-		case <-time.After(chunkPause):
-		case <-ctx.Done():
-			return 0, ctx.Err()
-		}
+		floor = max(floor, s.commit)
+		s.mu.Unlock()
 	}
+}
+
+// readChunk asks the source for a chunk as of floor or later, to be installed.
+func (s *segment) readChunk(ctx context.Context, a coordinator.StartCopy, index int64, floor holdfast.Seq) (*wire.Install, error) {
+	m, err := s.ask(ctx, a.Source, a.SourceConn, &wire.ReadChunk{Index: index, Floor: floor})
+	if err != nil {
+		return nil, err
+	}
+	defer m.Release()
+	c, ok := m.(*wire.Chunk)
+	if !ok || c.Index != index {
+		return nil, holdfast.Errorf(holdfast.ErrInvalid, "replica %v answered READ_CHUNK %d with %v", a.Source, index, m.Type())
+	}
+	in := &wire.Install{ChunkContent: c.ChunkContent}
+	for _, b := range c.Buffers() {
+		b.Retain()
+		in.Hold(b)
+	}
+	return in, nil
 }
 
 // chunksToCopy lists what the source changed after a.After, and what the
