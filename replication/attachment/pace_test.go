@@ -172,13 +172,13 @@ func TestThrottlePlaces(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		th := NewThrottle()
 		a, b, c, d := holdfast.DiskID{1}, holdfast.DiskID{2}, holdfast.DiskID{3}, holdfast.DiskID{4}
-		begin := func(disks ...holdfast.DiskID) (*resync, *bool) {
+		begin := func(disks ...holdfast.DiskID) (**resync, *bool) {
 			got := new(bool)
-			r := new(resync)
+			r := new(*resync)
 			go func() {
 				x, err := th.begin(t.Context(), nil, disks...)
 				if err == nil {
-					*r, *got = *x, true
+					*r, *got = x, true
 				}
 			}()
 			synctest.Wait()
@@ -188,8 +188,8 @@ func TestThrottlePlaces(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		_, two := begin(a, c)
-		_, three := begin(d, a) // a is full
+		second, two := begin(a, c)
+		third, three := begin(d, a) // a is full
 		_, four := begin(c, d)  // but these are not
 		if !*two || *three || !*four {
 			t.Errorf("runs: %v %v %v, want true false true", *two, *three, *four)
@@ -229,6 +229,21 @@ func TestThrottlePlaces(t *testing.T) {
 		synctest.Wait()
 		if *three {
 			t.Error("three on one disk: the hurried one counts")
+		}
+		(*second).stall(true)
+		(*second).stall(true)
+		synctest.Wait()
+		if !*three {
+			t.Error("one that gets nowhere keeps its place")
+		}
+		(*second).stall(false)
+		(*second).stall(true)
+		(*second).end()
+		(*third).end()
+		th.mu.Lock()
+		defer th.mu.Unlock()
+		if th.disks[a] != 1 || th.disks[d] != 1 {
+			t.Errorf("places taken: %v, want one on each disk in use", th.disks)
 		}
 	})
 }

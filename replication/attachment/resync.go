@@ -16,6 +16,8 @@ const (
 	chunksAtOnce = 8
 	// chunkPause is how long a chunk waits that the target could not take yet.
 	chunkPause = 100 * time.Millisecond
+	// stalledAfter is how many tries of one chunk show that the target takes none.
+	stalledAfter = 10
 	// progressEvery is how many chunks lie between two reports.
 	progressEvery = 64
 )
@@ -148,11 +150,14 @@ func (s *segment) handOn(ctx context.Context, r *resync, a coordinator.CopyLog, 
 				s.resent += bytes
 				c.send(0, m)
 				s.unlock()
+				r.stall(false)
 				r.spend(bytes)
 				break
 			}
 			s.mu.Unlock()
 			select {
+			case <-time.After(stalledAfter * chunkPause):
+				r.stall(true)
 			case <-c.room:
 			case <-c.over:
 			case <-ctx.Done():
@@ -228,6 +233,9 @@ func (s *segment) copyChunk(ctx context.Context, r *resync, a coordinator.StartC
 	floor := a.At
 	for retries := 0; ; retries++ {
 		if retries > 1 {
+			if retries == stalledAfter {
+				r.stall(true)
+			}
 			select {
 			case <-time.After(chunkPause):
 			case <-ctx.Done():
@@ -256,6 +264,7 @@ func (s *segment) copyChunk(ctx context.Context, r *resync, a coordinator.StartC
 		if !installed.Retry {
 			s.resent += size
 			s.mu.Unlock()
+			r.stall(false)
 			return installed.AsOf, nil
 		}
 		floor = max(floor, s.commit)

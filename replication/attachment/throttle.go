@@ -43,9 +43,10 @@ type resync struct {
 	granted chan struct{} // closed when it may run
 
 	// Guarded by the Throttle's mu.
-	due  time.Duration // what was sent is paid for then
-	sent int64         // since the window began
-	rate float64       // bytes a second in the last window
+	stalled bool          // it gets nowhere, and takes no place meanwhile
+	due     time.Duration // what was sent is paid for then
+	sent    int64         // since the window began
+	rate    float64       // bytes a second in the last window
 }
 
 // begin waits until there is room on both disks. The caller ends the resync.
@@ -117,10 +118,35 @@ func (t *Throttle) run(i int) {
 		t.pace.begin()
 	}
 	t.running[r] = struct{}{}
-	for _, d := range r.disks {
-		t.disks[d]++
-	}
+	t.occupy(r, 1)
 	close(r.granted)
+}
+
+// occupy takes a place on each of a resync's disks, or gives it back.
+func (t *Throttle) occupy(r *resync, n int) {
+	for _, d := range r.disks {
+		if t.disks[d] += n; t.disks[d] == 0 {
+			delete(t.disks, d)
+		}
+	}
+}
+
+// stall notes that a resync gets nowhere, since its target takes nothing (it may
+// be full), or that it goes on. Meanwhile others may use its disks: a full disk must
+// not keep the members on all others from coming back.
+func (r *resync) stall(stalled bool) {
+	r.t.mu.Lock()
+	defer r.t.mu.Unlock()
+	switch {
+	case r.stalled == stalled:
+	case stalled:
+		r.stalled = true
+		r.t.occupy(r, -1)
+		r.t.grant()
+	default:
+		r.stalled = false
+		r.t.occupy(r, 1)
+	}
 }
 
 // end gives the room back.
@@ -132,10 +158,8 @@ func (r *resync) end() {
 
 func (t *Throttle) leave(r *resync) {
 	delete(t.running, r)
-	for _, d := range r.disks {
-		if t.disks[d]--; t.disks[d] == 0 {
-			delete(t.disks, d)
-		}
+	if !r.stalled {
+		t.occupy(r, -1)
 	}
 	t.grant()
 }
