@@ -23,6 +23,9 @@ type AttachBegin struct {
 	Takeover bool
 	// Force: an operator accepts that a live holder is fenced.
 	Force bool
+	// Maintenance: to repair a detached volume (Repair), not to serve it. Without a
+	// session; a takeover here is from another node that repairs.
+	Maintenance bool
 }
 
 func (*AttachBegin) kind() commandKind { return kindAttachBegin }
@@ -39,6 +42,9 @@ func (c *AttachBegin) apply(t *View) (Result, error) {
 	if node.Instance != c.Instance {
 		return Result{}, staleInstance(node)
 	}
+	if c.Maintenance {
+		return c.beginRepair(t, vol)
+	}
 	if c.Session.IsZero() {
 		return Result{}, invalid("an attach needs a session")
 	}
@@ -46,11 +52,7 @@ func (c *AttachBegin) apply(t *View) (Result, error) {
 	if c.Expect < vol.Epoch && c.Expect+1 == vol.Epoch && vol.Holder == me && vol.Offered == c.Session && vol.Phase != PhaseDetached {
 		return volumeResult(vol, false), nil
 	}
-	if err := checkEpoch(vol, c.Expect); err != nil {
-		if c.Expect < vol.Epoch {
-			// The asker is not a writer yet: it reads again.
-			err = refuse(holdfast.ErrRefused, ReasonStaleRevision, "volume %s is at epoch %d, not %d", vol.Name, vol.Epoch, c.Expect)
-		}
+	if err := c.checkExpect(vol); err != nil {
 		return Result{}, err
 	}
 	if vol.Phase != PhaseDetached && vol.Holder.Node != c.Node && !c.Takeover && !c.Force {
@@ -61,12 +63,22 @@ func (c *AttachBegin) apply(t *View) (Result, error) {
 	}
 	vol.Epoch++
 	vol.Phase, vol.Holder, vol.Since = PhaseAttaching, me, c.Since
+	vol.Repair = Repair{} // fenced by the new epoch, and with what it met no more
 	vol.Offered = c.Session
 	if vol.Session.IsZero() {
 		vol.Session = c.Session
 	}
 	t.putVolume(vol)
 	return volumeResult(vol, true), nil
+}
+
+func (c *AttachBegin) checkExpect(vol *Volume) error {
+	err := checkEpoch(vol, c.Expect)
+	if c.Expect < vol.Epoch {
+		// The asker is not a writer yet: it reads again.
+		return refuse(holdfast.ErrRefused, ReasonStaleRevision, "volume %s is at epoch %d, not %d", vol.Name, vol.Epoch, c.Expect)
+	}
+	return err
 }
 
 const maxEpoch = ^holdfast.Epoch(0)
@@ -121,12 +133,22 @@ func (c *Activate) apply(t *View) (Result, error) {
 		return Result{}, refuse(holdfast.ErrIntegrity, ReasonReplicaRegression,
 			"segment %v cannot start at %d: entries up to %d were committed", c.Segment, c.S, floor)
 	}
+	if vol.UnderRepair() {
+		if err := c.checkRepairActivate(seg); err != nil {
+			return Result{}, err
+		}
+	}
 	for _, id := range c.ISR {
 		if r := seg.Replica(id); r == nil || r.Role != holdfast.RoleInSync {
 			return Result{}, holdfast.Errorf(holdfast.ErrRefused, "replica %v is not in sync and cannot be activated from", id)
 		}
 	}
 	seg.activate(c, flags)
+	if vol.UnderRepair() {
+		seg.Clean = true // nothing is written until somebody else attaches
+		t.putVolume(vol)
+		return segmentResult(vol, seg, true), nil
+	}
 	if flags&FlagLossy != 0 {
 		vol.Session = vol.Offered
 	}
@@ -224,6 +246,9 @@ func (c *ShrinkISR) apply(t *View) (Result, error) {
 	if len(seg.ISR()) == 1 {
 		return Result{}, refuse(holdfast.ErrRefused, ReasonLastInSync, "replica %v is the last in-sync one of segment %v", c.Replica, c.Segment)
 	}
+	if err := vol.checkRepairCommit(seg, c.Commit); err != nil {
+		return Result{}, err
+	}
 	r.Role, r.SinceEpoch = holdfast.RoleStale, c.Epoch
 	if r.Leaving {
 		r.Role = holdfast.RoleDeleting
@@ -257,8 +282,14 @@ func (c *GrowISR) apply(t *View) (Result, error) {
 	if d, ok := t.disks.get(r.Disk); !ok || d.State != holdfast.DiskOK {
 		return Result{}, holdfast.Errorf(holdfast.ErrRefused, "replica %v stands on disk %v, which failed", c.Replica, r.Disk)
 	}
+	if err := vol.checkRepairCommit(seg, c.Commit); err != nil {
+		return Result{}, err
+	}
 	r.Role, r.SinceEpoch, r.Opened = holdfast.RoleInSync, c.Epoch, c.Epoch
 	seg.ISRVersion++
+	if vol.UnderRepair() {
+		vol.Repair.Tries, vol.Repair.Why = 1, ""
+	}
 	seg.LastCommit = max(seg.LastCommit, c.Commit)
 	seg.prune()
 	t.putVolume(vol)
@@ -343,6 +374,7 @@ type SegmentEnd struct {
 // Detach gives the right to write back. Every segment that was activated in the
 // epoch has one end; a segment that was not is as the epoch found it. A segment
 // is clean, and attaches continuous at End, only if its commit reached its end.
+// A repair ends where it began.
 type Detach struct {
 	Volume holdfast.VolumeID
 	Epoch  holdfast.Epoch // compared
@@ -360,7 +392,7 @@ func (c *Detach) apply(t *View) (Result, error) {
 	if err := checkEpoch(vol, c.Epoch); err != nil {
 		return Result{}, err
 	}
-	if vol.Phase == PhaseDetached {
+	if !vol.HasWriter() {
 		return volumeResult(vol, false), nil
 	}
 	for i, e := range c.Ends {
@@ -387,11 +419,19 @@ func (c *Detach) apply(t *View) (Result, error) {
 			return Result{}, refuse(holdfast.ErrIntegrity, ReasonReplicaRegression,
 				"segment %d cannot end at %d with commit %d: entries up to %d were committed", i, e.End, e.Commit, seg.Floor())
 		}
+		if vol.UnderRepair() && (e.End != seg.End || e.Commit != seg.End) {
+			return Result{}, refuse(holdfast.ErrIntegrity, ReasonReplicaRegression, "a repair of segment %d began at %d and cannot end at %d with commit %d", i, seg.End, e.End, e.Commit)
+		}
 		seg.LastCommit = max(seg.LastCommit, e.Commit)
 		seg.Clean = e.Commit == e.End
 		if seg.Clean {
 			seg.End = e.End
 		}
+	}
+	if vol.UnderRepair() {
+		vol.Repair = Repair{}
+		t.putVolume(vol)
+		return volumeResult(vol, true), nil
 	}
 	vol.Phase, vol.Holder, vol.Since = PhaseDetached, Holder{}, c.Since
 	vol.Session, vol.Offered = holdfast.SessionID{}, holdfast.SessionID{}
@@ -416,6 +456,9 @@ func (c *SetFormat) apply(t *View) (Result, error) {
 	}
 	if err := checkWriter(vol, c.Epoch); err != nil {
 		return Result{}, err
+	}
+	if vol.UnderRepair() {
+		return Result{}, holdfast.Errorf(holdfast.ErrRefused, "volume %s is under repair: only its holder makes a file system", vol.Name)
 	}
 	from, to := slices.Index(formatStates, vol.Format), slices.Index(formatStates, c.To)
 	switch {
@@ -443,12 +486,13 @@ func checkEpoch(vol *Volume, e holdfast.Epoch) error {
 	return nil
 }
 
-// checkWriter checks that e is the epoch of the volume's present writer.
+// checkWriter checks that e is the epoch of the volume's present writer, a node
+// that repairs included.
 func checkWriter(vol *Volume, e holdfast.Epoch) error {
 	if err := checkEpoch(vol, e); err != nil {
 		return err
 	}
-	if vol.Phase == PhaseDetached {
+	if !vol.HasWriter() {
 		return refuse(holdfast.ErrFenced, ReasonStaleEpoch, "volume %s was detached in epoch %d", vol.Name, e)
 	}
 	return nil

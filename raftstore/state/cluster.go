@@ -163,6 +163,13 @@ func (c *NodeRemove) apply(t *View) (Result, error) {
 			}
 		}
 	}
+	for vol := range t.volumes.all() {
+		if vol.Repair.Holder.Node == c.Node && vol.UnderRepair() { // another node goes on
+			v := vol.clone()
+			v.Repair.Holder, v.Repair.Why = Holder{}, "node "+have.Name+" was removed"
+			t.putVolume(v)
+		}
+	}
 	for _, id := range deleting {
 		if _, err := (&ReplicaGone{Replica: id}).apply(t); err != nil {
 			return Result{}, err

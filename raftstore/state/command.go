@@ -94,6 +94,7 @@ const (
 	kindForceRecover  commandKind = 25
 	kindUpdateVolume  commandKind = 26
 	kindSetDuty       commandKind = 27
+	kindEndRepair     commandKind = 28
 )
 
 // newCommand returns an empty command of a kind, nil if there is none.
@@ -153,6 +154,8 @@ func newCommand(k commandKind) Command {
 		return &UpdateVolume{}
 	case kindSetDuty:
 		return &SetDuty{}
+	case kindEndRepair:
+		return &EndRepair{}
 	}
 	return nil
 }

@@ -89,6 +89,11 @@ func (v *Volume) code(c *coder) {
 	id(c, &v.Lineage)
 	enum(c, &v.Format, formatStates)
 	c.bool(&v.Deleted)
+	id(c, &v.Repair.Holder.Node)
+	id(c, &v.Repair.Holder.Instance)
+	u64(c, &v.Repair.Since)
+	u32(c, &v.Repair.Tries)
+	c.str(&v.Repair.Why)
 	list(c, &v.Segments, func(c *coder, s *Segment) { s.code(c) })
 }
 
@@ -200,6 +205,7 @@ func (x *AttachBegin) code(c *coder) {
 	u64(c, &x.Since)
 	c.bool(&x.Takeover)
 	c.bool(&x.Force)
+	c.bool(&x.Maintenance)
 }
 
 func (x *Activate) code(c *coder) {
@@ -279,6 +285,13 @@ func (x *SetDuty) code(c *coder) {
 	id(c, &x.Node)
 	enum(c, &x.From, duties)
 	enum(c, &x.To, duties)
+}
+
+func (x *EndRepair) code(c *coder) {
+	id(c, &x.Volume)
+	u64(c, &x.Epoch)
+	u64(c, &x.Since)
+	c.str(&x.Why)
 }
 
 func (x *ForceRecover) code(c *coder) {

@@ -97,8 +97,8 @@ func golden(t testing.TB) map[string][]byte {
 }
 
 func TestEveryFieldOfEveryCommandIsWritten(t *testing.T) {
-	if got := len(kinds()); got != 27 {
-		t.Fatalf("%d kinds of commands, want 27", got)
+	if got := len(kinds()); got != 28 {
+		t.Fatalf("%d kinds of commands, want 28", got)
 	}
 	for _, k := range kinds() {
 		cmd := newCommand(k)
@@ -272,6 +272,11 @@ func TestContradictingTablesAreRefused(t *testing.T) {
 		"a replica gone":         func(a *attached) { a.view.putReplica(a.r[0], a.seg, true) },
 		"a replica of nothing": func(a *attached) {
 			a.view.putReplica(newID[holdfast.ReplicaID](a.world), holdfast.SegmentID{Volume: a.vol, Index: 9}, false)
+		},
+		"under repair and attached": func(a *attached) {
+			v := a.volume().clone()
+			v.Repair.Holder = Holder{a.nodes[0], a.instances[0]}
+			a.view.putVolume(v)
 		},
 		"an unknown disk": func(a *attached) { a.view.disks = a.view.disks.remove(a.segment().Replicas[0].Disk) },
 		"an unknown node": func(a *attached) { a.view.nodes = a.view.nodes.remove(a.nodes[0]) },

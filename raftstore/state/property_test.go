@@ -82,6 +82,10 @@ func (m *machine) draw() Command {
 	node := rapid.IntRange(0, len(m.nodes)-1).Draw(m.rt, "node")
 	commands := []int{0, 2, 3, 5, 8, 10, 12, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23, 24}
 	switch {
+	case vol.UnderRepair() && seg.Last().Epoch < vol.Epoch && m.chance(70, "repair"):
+		commands = []int{5}
+	case vol.UnderRepair() && m.chance(85, "work"):
+		commands = []int{8, 8, 8, 8, 10, 10, 14, 15, 18, 12, 25, 3}
 	case vol.Phase == PhaseAttaching && m.chance(60, "go on"):
 		commands = []int{5}
 	case vol.Phase == PhaseAttached && m.chance(70, "work"):
@@ -90,6 +94,8 @@ func (m *machine) draw() Command {
 		commands = []int{3, 19, 17}
 	}
 	switch pickOne(m, commands, "command") {
+	case 25:
+		return &EndRepair{Volume: vol.ID, Epoch: off(m, vol.Epoch), Why: "nothing more can be done"}
 	case 0, 1:
 		size, segSize := int64(1<<20), int64(1<<20)
 		if m.chance(30, "two segments") {
@@ -120,6 +126,9 @@ func (m *machine) draw() Command {
 			Lineage: newID[holdfast.LineageID](m.world), Placement: placement,
 			Options: VolumeOptions{Replicas: replicas, SegmentSize: segSize, AckMode: holdfast.AckReceived, MinCopies: 1}}
 	case 2, 3, 4:
+		if vol.Phase == PhaseDetached && m.chance(50, "maintenance") {
+			return &AttachBegin{Volume: vol.ID, Node: m.nodes[node], Instance: m.instances[node], Expect: off(m, vol.Epoch), Takeover: m.chance(30, "takeover"), Maintenance: true}
+		}
 		return &AttachBegin{Volume: vol.ID, Node: m.nodes[node], Instance: m.instances[node], Expect: off(m, vol.Epoch),
 			Session: newID[holdfast.SessionID](m.world), Takeover: m.chance(60, "takeover"), Force: m.chance(10, "force")}
 	case 5, 6, 7:
@@ -132,14 +141,17 @@ func (m *machine) draw() Command {
 		return &Activate{Segment: sid, Epoch: off(m, vol.Epoch), S: off(m, seg.Floor()), ISR: isr,
 			Continuous: m.chance(70, "continuous")}
 	case 8, 9:
-		return &ShrinkISR{Segment: sid, Epoch: off(m, vol.Epoch), ISRVersion: off(m, seg.ISRVersion), Replica: m.replicaOf(seg), Commit: off(m, seg.LastCommit) + 1}
+		return &ShrinkISR{Segment: sid, Epoch: off(m, vol.Epoch), ISRVersion: off(m, seg.ISRVersion), Replica: m.replicaOf(seg), Commit: off(m, seg.LastCommit) + m.written(vol)}
 	case 10, 11:
 		return &GrowISR{Segment: sid, Epoch: off(m, vol.Epoch), ISRVersion: off(m, seg.ISRVersion), Replica: m.replicaOf(seg), Commit: seg.LastCommit}
 	case 12, 13:
 		var ends []SegmentEnd
 		for i := range vol.Segments {
 			if s := &vol.Segments[i]; s.Last().Epoch == vol.Epoch && vol.Epoch > 0 && !m.chance(5, "forget") {
-				end := off(m, s.Floor()) + 2
+				end := off(m, s.Floor())
+				if !vol.UnderRepair() || m.chance(5, "wrote") {
+					end += 2
+				}
 				ends = append(ends, SegmentEnd{Index: uint32(i), End: end, Commit: min(end, off(m, end))})
 			}
 		}
@@ -195,6 +207,34 @@ func (m *machine) draw() Command {
 	}
 }
 
+// written is how far a writer's commit has moved: a repair moves none.
+func (m *machine) written(vol *Volume) holdfast.Seq {
+	if vol.UnderRepair() && !m.chance(5, "wrote") {
+		return 0
+	}
+	return 1
+}
+
+// compareRepair checks what a repair may do to a volume: nothing that its next
+// user could tell.
+func compareRepair(v, after *Volume, cmd Command, bad func(string, ...any)) {
+	begin, attach := cmd.(*AttachBegin)
+	if attach && !begin.Maintenance && after.Phase == PhaseAttaching && after.UnderRepair() {
+		bad("a user's attach does not end the repair of volume %v", v.ID)
+	}
+	if !v.UnderRepair() || after.Phase != PhaseDetached {
+		return
+	}
+	if _, salvage := cmd.(*ForceRecover); !salvage && !after.Deleted && !after.Clean() || after.Session != v.Session || after.Format != v.Format {
+		bad("the repair of volume %v shows: %+v", v.ID, after)
+	}
+	for i := range v.Segments {
+		if _, salvage := cmd.(*ForceRecover); !salvage && i < len(after.Segments) && (after.Segments[i].End != v.Segments[i].End || after.Segments[i].Floor() != v.Segments[i].Floor()) {
+			bad("the repair of segment %v/%d moved its end: %+v", v.ID, i, after.Segments[i])
+		}
+	}
+}
+
 func (c *ForceRecover) chose(index uint32) bool {
 	return slices.ContainsFunc(c.Choices, func(s SalvageChoice) bool { return s.Index == index })
 }
@@ -222,6 +262,7 @@ func (m *machine) compare(old, now *View, cmd Command) {
 		if !ok || v.Deleted && !after.Deleted {
 			bad("volume %v came back", v.ID)
 		}
+		compareRepair(v, after, cmd, bad)
 		if after.Size < v.Size || after.Epoch < v.Epoch {
 			bad("volume %v shrank or lost an epoch: %+v", v.ID, after)
 		}
@@ -271,6 +312,9 @@ func TestRulesHoldForAnyCommands(t *testing.T) {
 				}
 			} else {
 				accepted[Name(cmd)]++
+				if v, ok := m.view.Volume(volumeOf(cmd)); ok && v.UnderRepair() {
+					accepted["repair: "+Name(cmd)]++
+				}
 			}
 			m.compare(old, m.view, cmd)
 			if err == nil {
@@ -300,12 +344,36 @@ func TestRulesHoldForAnyCommands(t *testing.T) {
 	})
 	// The drawing is worth something only if all of these come to pass.
 	for _, cmd := range []Command{&CreateVolume{}, &AttachBegin{}, &Activate{}, &ShrinkISR{}, &GrowISR{}, &Detach{}, &AddReplica{}, &RemoveReplica{},
-		&ReplicaGone{}, &DeleteVolume{}, &Rename{}, &StartSync{}, &ResizeVolume{}, &DiskFailed{}, &DiskOpen{}, &NodeUpdate{}, &NodeRemove{}, &ForceRecover{}, &UpdateVolume{}, &SetDuty{}} {
+		&ReplicaGone{}, &DeleteVolume{}, &Rename{}, &StartSync{}, &ResizeVolume{}, &DiskFailed{}, &DiskOpen{}, &NodeUpdate{}, &NodeRemove{}, &ForceRecover{}, &UpdateVolume{}, &SetDuty{}, &EndRepair{}} {
 		if accepted[Name(cmd)] == 0 {
 			t.Errorf("no %s was ever accepted: the property says nothing of it", Name(cmd))
 		}
 	}
+	for _, cmd := range []Command{&AttachBegin{}, &Activate{}, &ShrinkISR{}, &GrowISR{}, &AddReplica{}, &RemoveReplica{}} {
+		if accepted["repair: "+Name(cmd)] == 0 {
+			t.Errorf("no %s was ever accepted of a volume under repair", Name(cmd))
+		}
+	}
 	t.Logf("accepted: %v", accepted)
+}
+
+// volumeOf is the volume that a command of a writer or the controller names.
+func volumeOf(cmd Command) holdfast.VolumeID {
+	switch c := cmd.(type) {
+	case *AttachBegin:
+		return c.Volume
+	case *Activate:
+		return c.Segment.Volume
+	case *ShrinkISR:
+		return c.Segment.Volume
+	case *GrowISR:
+		return c.Segment.Volume
+	case *AddReplica:
+		return c.Segment.Volume
+	case *RemoveReplica:
+		return c.Segment.Volume
+	}
+	return holdfast.VolumeID{}
 }
 
 // replay applies the log from an index on to a View and compares the end.

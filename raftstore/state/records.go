@@ -152,7 +152,8 @@ type Phase string
 
 // The phases: detached -> attaching (AttachBegin) -> attached (every segment
 // activated in the epoch) -> detached (Detach). AttachBegin by takeover leads
-// from attaching and attached to attaching again, in a new epoch.
+// from attaching and attached to attaching again, in a new epoch. A volume under
+// repair stays detached.
 const (
 	PhaseDetached  Phase = "detached"
 	PhaseAttaching Phase = "attaching"
@@ -184,6 +185,7 @@ type Volume struct {
 	Lineage        holdfast.LineageID
 	Format         holdfast.FormatState
 	Deleted        bool
+	Repair         Repair // only while detached
 	Segments       []Segment
 }
 

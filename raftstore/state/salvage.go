@@ -72,7 +72,7 @@ func (c *ForceRecover) apply(t *View) (Result, error) {
 		}
 		seg.salvage(r, vol.Epoch)
 	}
-	vol.Lineage = c.Lineage
+	vol.Lineage, vol.Repair = c.Lineage, Repair{}
 	vol.Phase, vol.Holder, vol.Since = PhaseDetached, Holder{}, c.Since
 	vol.Session, vol.Offered = holdfast.SessionID{}, holdfast.SessionID{}
 	t.putVolume(vol)

@@ -128,6 +128,9 @@ func (v *View) check() error {
 				return bad("volume %v of %d bytes has %d segments", vol.ID, vol.Size, len(vol.Segments))
 			}
 		}
+		if vol.UnderRepair() && (vol.Deleted || vol.Phase != PhaseDetached || !vol.Clean()) {
+			return bad("volume %v is under repair and %s", vol.ID, vol.Phase)
+		}
 		for i := range vol.Segments {
 			seg := &vol.Segments[i]
 			if !vol.Deleted && len(seg.ISR()) == 0 {

@@ -189,7 +189,7 @@ func (c *DeleteVolume) apply(t *View) (Result, error) {
 		return Result{}, refuse(holdfast.ErrRefused, ReasonHeld, "volume %s is attached at node %s", have.Name, t.nodeName(have.Holder.Node))
 	}
 	vol := have.clone()
-	vol.Deleted = true
+	vol.Deleted, vol.Repair = true, Repair{}
 	for i := range vol.Segments {
 		for j := range vol.Segments[i].Replicas {
 			vol.Segments[i].Replicas[j].Role = holdfast.RoleDeleting
@@ -267,6 +267,7 @@ func (c *AddReplica) apply(t *View) (Result, error) {
 	}
 	seg.Replicas = append(seg.Replicas, Replica{ID: c.Replica, Disk: c.Disk, Role: holdfast.RoleSyncing, SinceEpoch: vol.Epoch, Opened: vol.Epoch, Lineage: vol.Lineage})
 	seg.LayoutVersion++
+	vol.forgive()
 	t.putReplica(c.Replica, c.Segment, false)
 	t.putVolume(vol)
 	return segmentResult(vol, seg, true), nil
@@ -312,7 +313,7 @@ func (c *RemoveReplica) apply(t *View) (Result, error) {
 	}
 	seg.LayoutVersion++
 	if r.Role == holdfast.RoleInSync {
-		if vol.Phase != PhaseDetached {
+		if vol.HasWriter() {
 			if r.Leaving {
 				return segmentResult(vol, seg, false), nil
 			}
@@ -323,6 +324,7 @@ func (c *RemoveReplica) apply(t *View) (Result, error) {
 		seg.ISRVersion++
 	}
 	r.Role, r.SinceEpoch = holdfast.RoleDeleting, vol.Epoch
+	vol.forgive()
 	seg.prune()
 	t.putVolume(vol)
 	return segmentResult(vol, seg, true), nil
@@ -344,7 +346,8 @@ func staleLayout(s *Segment, want uint64) error {
 }
 
 // ResizeVolume grows a detached volume. Existing segments grow to the segment
-// size; what is beyond them is placed anew.
+// size; what is beyond them is placed anew. A repair, which knows the old size,
+// is over.
 type ResizeVolume struct {
 	Volume    holdfast.VolumeID
 	From, To  int64 // bytes; From is compared
@@ -377,7 +380,7 @@ func (c *ResizeVolume) apply(t *View) (Result, error) {
 	if count-len(vol.Segments) != len(c.Placement) {
 		return Result{}, invalid("%d bytes need %d segments more, not %d", c.To, count-len(vol.Segments), len(c.Placement))
 	}
-	vol.Size = c.To
+	vol.Size, vol.Repair = c.To, Repair{}
 	if last := len(vol.Segments) - 1; last >= 0 {
 		vol.Segments[last].Size = min(vol.Options.SegmentSize, vol.Size-int64(last)*vol.Options.SegmentSize)
 	}
