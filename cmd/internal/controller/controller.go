@@ -41,7 +41,15 @@ type Controller struct {
 
 	mu      sync.Mutex
 	since   map[holdfast.NodeID]time.Time // first seen gone
-	blocked map[holdfast.SegmentID]string // as of the last round here
+	rests   map[holdfast.VolumeID]rest
+	blocked map[holdfast.SegmentID]string // as of the last round here; nil: it does not lead
+}
+
+// rest is since when a volume is seen detached and left alone.
+type rest struct {
+	epoch  holdfast.Epoch
+	repair state.Repair
+	since  time.Time
 }
 
 // New returns a controller that does nothing until Run.
@@ -52,7 +60,7 @@ func New(o Options) *Controller {
 	if o.Logger == nil {
 		o.Logger = slog.New(slog.DiscardHandler)
 	}
-	return &Controller{o: o, since: map[holdfast.NodeID]time.Time{}}
+	return &Controller{o: o, since: map[holdfast.NodeID]time.Time{}, rests: map[holdfast.VolumeID]rest{}}
 }
 
 // Run works until ctx ends.
@@ -75,7 +83,7 @@ func (c *Controller) Run(ctx context.Context) {
 	}
 }
 
-// note keeps since when nodes are gone.
+// note keeps since when nodes are gone, and volumes left alone.
 func (c *Controller) note(view *state.View, now time.Time) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -88,6 +96,46 @@ func (c *Controller) note(view *state.View, now time.Time) {
 			delete(c.since, n.ID)
 		}
 	}
+	c.noteRests(view, now)
+}
+
+func (c *Controller) noteRests(view *state.View, now time.Time) {
+	p := &planner{view: view, s: Situation{Gone: func(id holdfast.NodeID) bool { _, gone := c.since[id]; return gone }}}
+	was := c.rests
+	c.rests = map[holdfast.VolumeID]rest{}
+	for v := range view.Volumes() {
+		if v.Phase != state.PhaseDetached || p.writes(v) || !lacks(v) {
+			continue
+		}
+		r := rest{epoch: v.Epoch, repair: v.Repair, since: now}
+		if old, ok := was[v.ID]; ok && old.epoch == r.epoch && old.repair == r.repair {
+			r.since = old.since
+		}
+		c.rests[v.ID] = r
+	}
+}
+
+// lacks says whether a volume has a replica that is not in sync.
+func lacks(v *state.Volume) bool {
+	for i := range v.Segments {
+		for _, r := range v.Segments[i].Replicas {
+			if r.Role == holdfast.RoleSyncing || r.Role == holdfast.RoleStale {
+				return true
+			}
+		}
+	}
+	return false
+}
+
+// paused is how long a detached volume is still left alone.
+func (c *Controller) paused(v *state.Volume) time.Duration {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	r, ok := c.rests[v.ID]
+	if !ok {
+		return pause(v.Repair.Tries)
+	}
+	return max(0, pause(v.Repair.Tries)-time.Since(r.since))
 }
 
 // GoneFor is for how long this node has seen another gone, and how much of the
@@ -103,32 +151,59 @@ func (c *Controller) GoneFor(node holdfast.NodeID) (gone, left time.Duration, is
 	return gone, max(0, c.o.Grace-gone), true
 }
 
-// Blocked says why a segment is not brought to its number of replicas, "" if
-// nothing is in the way or this node does not lead.
-func (c *Controller) Blocked(id holdfast.SegmentID) string {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	return c.blocked[id]
+// Replaced says whether a node is gone and its replicas are to be made anew
+// elsewhere, as far as this node has seen.
+func (c *Controller) Replaced(node holdfast.NodeID) bool {
+	n, ok := c.o.Cluster.View().Node(node)
+	return !ok || n.Removed || c.o.Cluster.Gone(node) && replaced(n, c.Lost)
 }
 
-func (c *Controller) remember(blocked []Blocked) {
+// Lost says whether a node is gone for longer than the grace period, as far as this
+// node has seen.
+func (c *Controller) Lost(node holdfast.NodeID) bool {
+	_, left, gone := c.GoneFor(node)
+	return gone && left == 0
+}
+
+// Blocked says why segments are not brought to their number of replicas. A node
+// that does not lead says what it would think: it sees the same tables, and may
+// have seen others gone since another time.
+func (c *Controller) Blocked() map[holdfast.SegmentID]string {
+	c.mu.Lock()
+	blocked := c.blocked
+	c.mu.Unlock()
+	if blocked == nil {
+		_, list := Plan(c.o.Cluster.View(), c.situation())
+		blocked = reasons(list)
+	}
+	return blocked
+}
+
+func reasons(blocked []Blocked) map[holdfast.SegmentID]string {
 	m := make(map[holdfast.SegmentID]string, len(blocked))
 	for _, b := range blocked {
 		m[b.Segment] = b.Why
 	}
+	return m
+}
+
+func (c *Controller) remember(blocked map[holdfast.SegmentID]string) {
 	c.mu.Lock()
-	c.blocked = m
+	c.blocked = blocked
 	c.mu.Unlock()
 }
 
-func (c *Controller) round(ctx context.Context, view *state.View) {
-	commands, blocked := Plan(view, Situation{
+func (c *Controller) situation() Situation {
+	return Situation{
 		Gone: func(id holdfast.NodeID) bool { _, _, gone := c.GoneFor(id); return gone },
-		Lost: func(id holdfast.NodeID) bool { _, left, gone := c.GoneFor(id); return gone && left == 0 },
-
+		Lost: c.Lost, Paused: c.paused, Now: time.Now().Unix(),
 		NewReplica: holdfast.NewID[holdfast.ReplicaID],
-	})
-	c.remember(blocked)
+	}
+}
+
+func (c *Controller) round(ctx context.Context, view *state.View) {
+	commands, blocked := Plan(view, c.situation())
+	c.remember(reasons(blocked))
 	for _, cmd := range commands {
 		ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
 		_, err := c.o.Cluster.Propose(ctx, cmd)
@@ -138,6 +213,10 @@ func (c *Controller) round(ctx context.Context, view *state.View) {
 			c.o.Logger.Info("a replica is placed", "segment", x.Segment, "disk", x.Disk, "replica", x.Replica, "err", err)
 		case *state.RemoveReplica:
 			c.o.Logger.Info("a replica is to go", "segment", x.Segment, "replica", x.Replica, "err", err)
+		case *state.AttachBegin:
+			c.o.Logger.Info("a detached volume is to be repaired", "volume", x.Volume, "node", x.Node, "epoch", uint64(x.Expect)+1, "err", err)
+		case *state.EndRepair:
+			c.o.Logger.Warn("a repair was left behind", "volume", x.Volume, "why", x.Why, "err", err)
 		}
 		if err != nil {
 			return // the tables moved on, or there is no quorum: the next round sees

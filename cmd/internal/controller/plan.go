@@ -5,14 +5,14 @@ import (
 	"cmp"
 	"fmt"
 	"slices"
+	"time"
 
 	"github.com/holdfast-storage/holdfast"
 	"github.com/holdfast-storage/holdfast/raftstore/state"
 )
 
 const (
-	// MaxRebuilds is how many replicas of attached volumes are filled at one node, and
-	// so at one disk, at a time: more would only share its network and its disks, and
+	// MaxRebuilds is how many replicas are filled at one node, and so at one disk, at a time: more would only share its network and its disks, and
 	// all be late.
 	MaxRebuilds = 2
 	// maxCommands bounds what one round proposes: the next one sees the effect.
@@ -25,11 +25,16 @@ type Situation struct {
 	Gone func(holdfast.NodeID) bool
 	// Lost: it has not answered for the grace period.
 	Lost func(holdfast.NodeID) bool
+	// Paused is how long a detached volume is still left alone before its repair.
+	Paused func(*state.Volume) time.Duration
+	// Now is what a repair is said to begin at, in Unix seconds.
+	Now int64
 	// NewReplica returns a fresh id.
 	NewReplica func() holdfast.ReplicaID
 }
 
-// Blocked says why a segment is not brought to its number of replicas.
+// Blocked says why a segment is not brought to its number of replicas, as what it
+// waits for or what is the matter.
 type Blocked struct {
 	Segment holdfast.SegmentID
 	Why     string
@@ -37,12 +42,15 @@ type Blocked struct {
 
 // Plan returns what to propose now, the segments that are worst off first.
 func Plan(view *state.View, s Situation) ([]state.Command, []Blocked) {
-	p := &planner{view: view, s: s, filling: map[holdfast.NodeID]int{}}
+	p := &planner{view: view, s: s, filling: map[holdfast.NodeID]int{}, repairs: map[holdfast.NodeID]int{}}
 	var segments []*segment
+	var volumes []*volume
 	for vol := range view.Volumes() {
+		v := &volume{Volume: vol}
 		for i := range vol.Segments {
-			segments = append(segments, p.look(vol, i))
+			v.segments = append(v.segments, p.look(vol, i))
 		}
+		segments, volumes = append(segments, v.segments...), append(volumes, v)
 	}
 	slices.SortStableFunc(segments, func(a, b *segment) int { return cmp.Compare(a.reachable, b.reachable) })
 	for _, seg := range segments {
@@ -51,13 +59,18 @@ func Plan(view *state.View, s Situation) ([]state.Command, []Blocked) {
 		}
 		p.plan(seg)
 	}
+	for _, v := range volumes {
+		v.moved = slices.ContainsFunc(v.segments, func(s *segment) bool { return s.moved })
+	}
+	p.repair(volumes)
 	return p.out, p.blocked
 }
 
 type planner struct {
 	view    *state.View
 	s       Situation
-	filling map[holdfast.NodeID]int // replicas of attached volumes being filled, by node
+	filling map[holdfast.NodeID]int // replicas being filled, by node
+	repairs map[holdfast.NodeID]int // detached volumes that a node repairs
 	out     []state.Command
 	blocked []Blocked
 }
@@ -72,6 +85,7 @@ type segment struct {
 	// nothing of these.
 	good, lost, leaving []state.Replica
 
+	moved     bool
 	reachable int // in-sync replicas whose nodes answer, wherever they are to go
 }
 
@@ -93,7 +107,7 @@ func (p *planner) look(vol *state.Volume, index int) *segment {
 			out.lost = append(out.lost, r)
 		default:
 			out.good = append(out.good, r)
-			if r.Role != holdfast.RoleInSync && vol.Phase != state.PhaseDetached && !p.s.Gone(node.ID) {
+			if r.Role != holdfast.RoleInSync && p.writes(vol) && !p.s.Gone(node.ID) {
 				p.filling[node.ID]++
 			}
 		}
@@ -118,7 +132,7 @@ func (p *planner) plan(s *segment) {
 	for _, r := range s.leaving {
 		// Its writer takes it out. One that no writer has in its in-sync set any
 		// more would stay for ever.
-		if (r.Role != holdfast.RoleInSync || s.vol.Phase == state.PhaseDetached) && p.mayRemove(s, r) {
+		if (r.Role != holdfast.RoleInSync || !s.vol.HasWriter()) && p.mayRemove(s, r) {
 			p.remove(s, r)
 			return
 		}
@@ -143,9 +157,7 @@ func (p *planner) plan(s *segment) {
 // add places one more replica, unless nothing could fill it or the nodes that
 // could take it have enough to do.
 func (p *planner) add(s *segment) {
-	block := func(format string, args ...any) {
-		p.blocked = append(p.blocked, Blocked{s.id, fmt.Sprintf(format, args...)})
-	}
+	block := func(format string, args ...any) { p.block(s.id, format, args...) }
 	if s.reachable == 0 {
 		block("no in-sync replica answers that a new one could be filled from")
 		return
@@ -162,7 +174,7 @@ func (p *planner) add(s *segment) {
 			avoid = append(avoid, n.ID)
 		}
 	}
-	if s.vol.Phase != state.PhaseDetached {
+	if p.writes(s.vol) {
 		for n := range p.view.Nodes() {
 			if p.filling[n.ID] >= MaxRebuilds {
 				busy = append(busy, n.ID)
@@ -177,16 +189,29 @@ func (p *planner) add(s *segment) {
 	at, err := place(append(slices.Clone(avoid), busy...))
 	if err != nil {
 		if _, other := place(avoid); other == nil {
-			block("the nodes that could take a new replica are filling %d others each", MaxRebuilds)
+			block("the nodes that could take a new replica are filling %s each", count(MaxRebuilds, "other"))
 			return
 		}
 		block("a new replica has no place: %v", err)
 		return
 	}
-	if d, ok := p.view.Disk(at.Disk); ok && s.vol.Phase != state.PhaseDetached {
+	if d, ok := p.view.Disk(at.Disk); ok && p.writes(s.vol) {
 		p.filling[d.Node]++
 	}
+	s.moved = true
 	p.out = append(p.out, &state.AddReplica{Segment: s.id, LayoutVersion: s.seg.LayoutVersion, Replica: at.Replica, Disk: at.Disk})
+}
+
+func (p *planner) block(id holdfast.SegmentID, format string, args ...any) {
+	p.blocked = append(p.blocked, Blocked{id, fmt.Sprintf(format, args...)})
+}
+
+// count puts a number before what is counted.
+func count(n int, what string) string {
+	if n == 1 {
+		return "1 " + what
+	}
+	return fmt.Sprintf("%d %ss", n, what)
 }
 
 // mayRemove says whether the segment keeps as many in-sync replicas that answer as
@@ -205,6 +230,7 @@ func (p *planner) mayRemove(s *segment, r state.Replica) bool {
 }
 
 func (p *planner) remove(s *segment, r state.Replica) {
+	s.moved = true
 	p.out = append(p.out, &state.RemoveReplica{Segment: s.id, LayoutVersion: s.seg.LayoutVersion, Replica: r.ID})
 }
 

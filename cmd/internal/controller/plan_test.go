@@ -3,6 +3,7 @@ package controller
 import (
 	"fmt"
 	"testing"
+	"time"
 
 	"pgregory.net/rapid"
 
@@ -21,10 +22,11 @@ type fleet struct {
 	gone  map[holdfast.NodeID]bool
 	lost  map[holdfast.NodeID]bool
 	vols  []holdfast.VolumeID
+	rests map[holdfast.VolumeID]time.Duration // how long a volume is still left alone
 }
 
 func newFleet(t testing.TB, zones ...string) *fleet {
-	f := &fleet{t: t, view: &state.View{}, gone: map[holdfast.NodeID]bool{}, lost: map[holdfast.NodeID]bool{}}
+	f := &fleet{t: t, view: &state.View{}, gone: map[holdfast.NodeID]bool{}, lost: map[holdfast.NodeID]bool{}, rests: map[holdfast.VolumeID]time.Duration{}}
 	f.must(&state.InitCluster{ID: holdfast.NewID[holdfast.ClusterID](), Level: holdfast.Level1})
 	for i, zone := range zones {
 		n := state.Node{ID: holdfast.NewID[holdfast.NodeID](), Name: fmt.Sprintf("n%d", i+1), Instance: holdfast.NewID[holdfast.InstanceID](), HasDisks: true,
@@ -90,6 +92,7 @@ func (f *fleet) segment(id holdfast.VolumeID) *state.Segment {
 
 func (f *fleet) situation() Situation {
 	return Situation{Gone: func(id holdfast.NodeID) bool { return f.gone[id] }, Lost: func(id holdfast.NodeID) bool { return f.lost[id] },
+		Paused: func(v *state.Volume) time.Duration { return f.rests[v.ID] }, Now: 1000,
 		NewReplica: holdfast.NewID[holdfast.ReplicaID]}
 }
 
@@ -98,9 +101,41 @@ func (f *fleet) round() []state.Command {
 	f.t.Helper()
 	cmds, _ := Plan(f.view, f.situation())
 	for _, c := range cmds {
+		if begin, ok := c.(*state.AttachBegin); ok {
+			f.mayRepair(begin)
+		}
 		f.must(c)
 	}
+	repairs := map[holdfast.NodeID]int{}
+	for v := range f.view.Volumes() {
+		if n, _ := f.view.Node(v.Repair.Holder.Node); v.UnderRepair() && !f.gone[n.ID] {
+			if repairs[n.ID]++; repairs[n.ID] > MaxRepairs {
+				f.t.Fatalf("node %s repairs more than %d volumes at a time", n.Name, MaxRepairs)
+			}
+		}
+	}
 	return cmds
+}
+
+// mayRepair checks that no copy would be left behind that is only silent, and that
+// there is something to do.
+func (f *fleet) mayRepair(c *state.AttachBegin) {
+	f.t.Helper()
+	fills, here := 0, false
+	for _, r := range f.segment(c.Volume).Replicas {
+		n, _ := f.view.Node(f.nodeOf(r))
+		switch {
+		case r.Role == holdfast.RoleInSync && f.gone[n.ID] && (n.Duty == state.DutyMaintenance || n.Duty == state.DutyServing && !f.lost[n.ID]):
+			f.t.Fatalf("a repair begins that leaves the copy at node %s behind, which will be back", n.Name)
+		case r.Role == holdfast.RoleInSync && n.ID == c.Node && f.up(r):
+			here = true
+		case (r.Role == holdfast.RoleSyncing || r.Role == holdfast.RoleStale) && f.up(r) && !r.Leaving:
+			fills++
+		}
+	}
+	if !c.Maintenance || fills == 0 || !here {
+		f.t.Fatalf("%+v: %d replicas to fill, in sync where it is repaired: %v", c, fills, here)
+	}
 }
 
 func (f *fleet) nodeOf(r state.Replica) holdfast.NodeID {
@@ -121,12 +156,12 @@ func (f *fleet) work() {
 		sid := holdfast.SegmentID{Volume: id}
 		v, _ := f.view.Volume(id)
 		for _, r := range f.segment(id).Replicas {
+			attached := v.Phase == state.PhaseAttached && !f.gone[v.Holder.Node] || v.UnderRepair() && f.repairs(v)
 			seg := f.segment(id)
 			now := seg.Replica(r.ID)
 			if now == nil {
 				continue
 			}
-			attached := v.Phase == state.PhaseAttached && !f.gone[v.Holder.Node]
 			healthy := 0
 			for _, o := range seg.Replicas {
 				if o.Role == holdfast.RoleInSync && !o.Leaving && f.up(o) && o.ID != r.ID {
@@ -143,7 +178,61 @@ func (f *fleet) work() {
 				f.must(&state.GrowISR{Segment: sid, Epoch: v.Epoch, ISRVersion: seg.ISRVersion, Replica: r.ID})
 			}
 		}
+		f.endRepair(id)
 	}
+}
+
+// repairs does what a node that repairs does first; false if it gives up.
+func (f *fleet) repairs(v *state.Volume) bool {
+	f.t.Helper()
+	v, _ = f.view.Volume(v.ID)
+	seg := &v.Segments[0]
+	if !v.UnderRepair() || f.gone[v.Repair.Holder.Node] {
+		return false
+	}
+	var isr []holdfast.ReplicaID
+	for _, r := range seg.Replicas {
+		if r.Role == holdfast.RoleInSync && f.gone[f.nodeOf(r)] && !f.lost[f.nodeOf(r)] {
+			f.must(&state.EndRepair{Volume: v.ID, Epoch: v.Epoch, Why: "a node is gone"})
+			return false
+		}
+		if r.Role == holdfast.RoleInSync && f.up(r) {
+			isr = append(isr, r.ID)
+		}
+	}
+	if seg.Last().Epoch == v.Epoch {
+		return true
+	}
+	if len(isr) == 0 {
+		f.must(&state.EndRepair{Volume: v.ID, Epoch: v.Epoch, Why: "nobody answers"})
+		return false
+	}
+	f.must(&state.Activate{Segment: holdfast.SegmentID{Volume: v.ID}, Epoch: v.Epoch, S: seg.End, ISR: isr, Continuous: true})
+	return true
+}
+
+// endRepair detaches a volume that its repair has brought as far as it can be.
+func (f *fleet) endRepair(id holdfast.VolumeID) {
+	f.t.Helper()
+	v, _ := f.view.Volume(id)
+	seg := f.segment(id)
+	if !v.UnderRepair() || f.gone[v.Repair.Holder.Node] || seg.Last().Epoch != v.Epoch {
+		return
+	}
+	for _, r := range seg.Replicas {
+		if (r.Role == holdfast.RoleSyncing || r.Role == holdfast.RoleStale) && f.up(r) && !r.Leaving {
+			return
+		}
+	}
+	f.must(&state.Detach{Volume: id, Epoch: v.Epoch, Ends: []state.SegmentEnd{{End: seg.End, Commit: seg.End}}})
+}
+
+// detach ends a user's attachment in order, behind what it wrote.
+func (f *fleet) detach(id holdfast.VolumeID) {
+	f.t.Helper()
+	v, _ := f.view.Volume(id)
+	end := f.segment(id).Floor() + 7
+	f.must(&state.Detach{Volume: id, Epoch: v.Epoch, Ends: []state.SegmentEnd{{End: end, Commit: end}}})
 }
 
 // settle runs rounds and work until nothing more is proposed.
@@ -272,11 +361,10 @@ func TestDrain(t *testing.T) {
 	for _, id := range vols {
 		f.want(id, "drained", 0, 1, 3)
 	}
-	// Nobody fills a detached volume; what it has stays until somebody does.
-	f.want(detached, "detached", 0, 1, 2)
-	f.attach(detached, 0)
-	f.settle()
-	f.want(detached, "attached", 0, 1, 3)
+	f.want(detached, "detached", 0, 1, 3)
+	if v, _ := f.view.Volume(detached); v.HasWriter() || v.Phase != state.PhaseDetached || !v.Clean() {
+		t.Errorf("the detached volume ends as %+v", v)
+	}
 	if err := func() error { _, err := f.apply(&state.NodeRemove{Node: f.nodes[2]}); return err }(); err != nil {
 		t.Errorf("a drained node cannot be removed: %v", err)
 	}
@@ -445,7 +533,7 @@ func TestAnyTrouble(t *testing.T) {
 		for range rapid.IntRange(5, 40).Draw(rt, "steps") {
 			node := rapid.IntRange(0, n-1).Draw(rt, "node")
 			id := f.nodes[node]
-			switch rapid.IntRange(0, 7).Draw(rt, "what") {
+			switch rapid.IntRange(0, 9).Draw(rt, "what") {
 			case 0:
 				f.gone[id] = true
 			case 1:
@@ -463,6 +551,14 @@ func TestAnyTrouble(t *testing.T) {
 				f.must(&state.UpdateVolume{Volume: vol.ID, From: vol.Options, To: to})
 			case 5:
 				f.work()
+			case 8:
+				vol, _ := f.view.Volume(rapid.SampledFrom(f.vols).Draw(rt, "volume"))
+				switch {
+				case vol.Phase == state.PhaseAttached:
+					f.detach(vol.ID)
+				case f.up(state.Replica{Disk: f.disks[node]}):
+					f.attach(vol.ID, node)
+				}
 			default:
 				before := map[holdfast.VolumeID]int{}
 				for _, v := range f.vols {
@@ -493,14 +589,12 @@ func TestAnyTrouble(t *testing.T) {
 			f.must(&state.SetDuty{Node: id, From: have.Duty, To: state.DutyServing})
 			_ = i
 		}
-		for _, v := range f.vols {
-			if vol, _ := f.view.Volume(v); vol.Phase == state.PhaseDetached {
-				f.attach(v, 0)
-			}
-		}
 		f.settle()
 		for _, v := range f.vols {
 			vol, _ := f.view.Volume(v)
+			if vol.UnderRepair() || vol.Phase == state.PhaseDetached && !vol.Clean() {
+				rt.Fatalf("volume %v ends as %+v", v, vol)
+			}
 			if got, want := len(f.inSyncOn(v)), min(vol.Options.Replicas, n); got != want || len(f.segment(v).Replicas) != want {
 				rt.Fatalf("volume %v ends with %d in-sync of %d replicas, want %d: %+v", v, got, len(f.segment(v).Replicas), want, f.segment(v).Replicas)
 			}

@@ -62,6 +62,8 @@ type node struct {
 	att   *reconcile.Attachments
 	api   *server.Server
 
+	rebuilds *controller.Controller
+
 	listeners struct{ api, http, data, raft, nbd net.Listener }
 	closers   []func(context.Context)
 	wg        sync.WaitGroup
@@ -363,8 +365,9 @@ func (n *node) startVolumes(ctx context.Context) error {
 			return err
 		}
 	}
+	n.rebuilds = controller.New(controller.Options{Cluster: n.meta, Leads: n.store.IsLeader, Self: n.id.Node, Grace: n.o.RebuildAfter, Logger: n.log})
 	n.att, err = reconcile.New(ctx, reconcile.Options{Cluster: n.meta, ID: n.id.Cluster, Node: n.id.Node, Instance: n.instance,
-		Serve: n.serve, NBD: srv, Socket: socket, Devices: devices, Record: n.dir.file("attachments.json"), Logger: n.log})
+		Serve: n.serve, NBD: srv, Socket: socket, Devices: devices, Replaced: n.rebuilds.Replaced, Record: n.dir.file("attachments.json"), Logger: n.log})
 	if err != nil {
 		return err
 	}
@@ -383,11 +386,10 @@ func (n *node) serveUsers(ctx context.Context) error {
 	if host, _, _ := net.SplitHostPort(n.o.Address); n.o.Insecure && !isLoopback(host) {
 		warnings = append(warnings, "--insecure: this node listens in clear on "+n.o.Address)
 	}
-	rebuilds := controller.New(controller.Options{Cluster: n.meta, Leads: n.store.IsLeader, Self: n.id.Node, Grace: n.o.RebuildAfter, Logger: n.log})
 	ctx, stop := context.WithCancel(context.WithoutCancel(ctx))
-	n.run(func() { rebuilds.Run(ctx) })
+	n.run(func() { n.rebuilds.Run(ctx) })
 	n.onClose(func(context.Context) { stop() })
-	n.api.Start(server.Options{Cluster: n.meta, Attachments: n.att, Disks: n.disks, Serve: n.serve, Node: n.id.Node, Rebuilds: rebuilds,
+	n.api.Start(server.Options{Cluster: n.meta, Attachments: n.att, Disks: n.disks, Serve: n.serve, Node: n.id.Node, Rebuilds: n.rebuilds,
 		Leader: n.store.Leader, Version: n.o.Version, Warnings: warnings, Off: n.off, Logger: n.log})
 	n.serveObservers()
 	return nil

@@ -36,6 +36,12 @@ type Options struct {
 	Socket   string // of the NBD server, for URIs
 	// Devices makes kernel devices and mounts; nil: this node has none.
 	Devices Devices
+	// Replaced says whether a node is gone and its replicas are made anew elsewhere:
+	// a repair need not wait for it. Nil: none is.
+	Replaced func(node holdfast.NodeID) bool
+	// RepairPatience is after how long without progress a repair is given back; 0
+	// is two minutes.
+	RepairPatience time.Duration
 	// Record is the file that remembers what is attached here, so that it is
 	// attached again after a restart.
 	Record string
@@ -58,6 +64,9 @@ type Attachments struct {
 	mu   sync.Mutex
 	held map[holdfast.VolumeID]*held
 	uses map[holdfast.VolumeID]use // what is in the record
+	// repairs are the detached volumes that this process repairs, or has until raft
+	// knows that it does not.
+	repairs map[holdfast.VolumeID]*repair
 }
 
 // use is how a volume is used here; it outlives the process.
@@ -101,7 +110,7 @@ type Held struct {
 // New reads the record of what was attached, and ends kernel devices that are
 // not in it. Run attaches the rest again.
 func New(ctx context.Context, o Options) (*Attachments, error) {
-	a := &Attachments{o: o, memory: attachment.NewMemory(0), throttle: attachment.NewThrottle(), held: map[holdfast.VolumeID]*held{}, uses: map[holdfast.VolumeID]use{}}
+	a := &Attachments{o: o, memory: attachment.NewMemory(0), throttle: attachment.NewThrottle(), held: map[holdfast.VolumeID]*held{}, uses: map[holdfast.VolumeID]use{}, repairs: map[holdfast.VolumeID]*repair{}}
 	a.ctx, a.cancel = context.WithCancel(context.Background()) //nolint:gosec // cancelled by Close
 	raw, err := os.ReadFile(o.Record)
 	if err == nil {

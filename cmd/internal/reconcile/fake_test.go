@@ -5,10 +5,12 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net"
 	"path/filepath"
 	"slices"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/holdfast-storage/holdfast"
 	"github.com/holdfast-storage/holdfast/blockdev"
@@ -27,13 +29,14 @@ type register struct {
 	changed chan struct{}
 	gone    map[holdfast.NodeID]bool
 	alive   map[holdfast.NodeID]bool
+	lost    map[holdfast.NodeID]bool
 	// refuse, if set, is asked before a command is applied.
 	refuse func(state.Command) error
 }
 
 func newRegister(t *testing.T) *register {
 	t.Helper()
-	r := &register{view: &state.View{}, changed: make(chan struct{}), gone: map[holdfast.NodeID]bool{}, alive: map[holdfast.NodeID]bool{}}
+	r := &register{view: &state.View{}, changed: make(chan struct{}), gone: map[holdfast.NodeID]bool{}, alive: map[holdfast.NodeID]bool{}, lost: map[holdfast.NodeID]bool{}}
 	r.must(t, &state.InitCluster{ID: holdfast.NewID[holdfast.ClusterID](), Level: holdfast.Level1})
 	return r
 }
@@ -80,6 +83,27 @@ func (r *register) Gone(n holdfast.NodeID) bool {
 	return r.gone[n]
 }
 
+func (r *register) replaced(n holdfast.NodeID) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.lost[n]
+}
+
+func (r *register) setRefuse(refuse func(state.Command) error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.refuse = refuse
+}
+
+// setGone changes what is heard of a node.
+func (r *register) setGone(n holdfast.NodeID, gone bool) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.gone[n] = gone
+	close(r.changed)
+	r.changed = make(chan struct{})
+}
+
 func (r *register) must(t *testing.T, cmd state.Command) state.Result {
 	t.Helper()
 	res, err := r.Propose(context.Background(), cmd)
@@ -101,6 +125,8 @@ type fakeNode struct {
 	nbd     *nbd.Server
 	att     *Attachments
 	devices *fakeDevices
+	data    net.Listener
+	served  sync.WaitGroup // ends with serve
 	stop    context.CancelFunc
 	wg      sync.WaitGroup
 }
@@ -109,8 +135,12 @@ type fakeNode struct {
 func run(t *testing.T, reg *register, id holdfast.NodeID, fs *vfs.Memory, dir string) *fakeNode {
 	t.Helper()
 	n := &fakeNode{reg: reg, id: id, inst: holdfast.NewID[holdfast.InstanceID](), fs: fs, dir: dir, devices: newFakeDevices()}
+	var err error
+	if n.data, err = net.Listen("tcp", "127.0.0.1:0"); err != nil {
+		t.Fatal(err)
+	}
 	rec := state.Node{ID: id, Name: "node-" + id.String()[:4], Instance: n.inst, HasDisks: true, Version: "test", MaxLevel: holdfast.Level1,
-		Kind: state.MemberVoter, Addresses: state.Addresses{API: "127.0.0.1:1", Data: "127.0.0.1:2", Raft: "127.0.0.1:3"}}
+		Kind: state.MemberVoter, Addresses: state.Addresses{API: "127.0.0.1:1", Data: n.data.Addr().String(), Raft: "127.0.0.1:3"}}
 	if have, ok := reg.View().Node(id); ok {
 		rec.Revision, rec.Kind = have.Revision, have.Kind
 		reg.must(t, &state.NodeUpdate{Node: rec})
@@ -119,7 +149,6 @@ func run(t *testing.T, reg *register, id holdfast.NodeID, fs *vfs.Memory, dir st
 	}
 	log := slog.New(slog.DiscardHandler)
 	cluster := reg.View().Cluster()
-	var err error
 	if n.serve, err = serve.New(serve.Options{Cluster: cluster.ID, Node: id, Instance: n.inst, Level: cluster.Level, PromiseLength: 1}); err != nil {
 		t.Fatal(err)
 	}
@@ -134,13 +163,14 @@ func run(t *testing.T, reg *register, id holdfast.NodeID, fs *vfs.Memory, dir st
 		t.Fatal(err)
 	}
 	n.att, err = New(t.Context(), Options{Cluster: reg, ID: cluster.ID, Node: id, Instance: n.inst, Serve: n.serve, NBD: n.nbd, Socket: "/x/nbd.sock",
-		Devices: n.devices, Record: filepath.Join(dir, "attachments.json"), Logger: log})
+		Devices: n.devices, Replaced: reg.replaced, RepairPatience: time.Second, Record: filepath.Join(dir, "attachments.json"), Logger: log})
 	if err != nil {
 		t.Fatal(err)
 	}
 	ctx, stop := context.WithCancel(context.Background())
 	n.stop = stop
 	n.wg.Go(func() { n.disks.Run(ctx) })
+	n.served.Go(func() { _ = n.serve.Serve(n.data) })
 	n.wg.Go(func() { n.att.Run(ctx) })
 	return n
 }
@@ -155,6 +185,7 @@ func (n *fakeNode) end(t *testing.T) {
 	if err := errors.Join(n.serve.Close(), n.disks.Close()); err != nil {
 		t.Errorf("end: %v", err)
 	}
+	n.served.Wait()
 }
 
 // create makes a volume of one replica on this node.

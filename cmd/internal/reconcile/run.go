@@ -8,14 +8,15 @@ import (
 	"github.com/holdfast-storage/holdfast/raftstore/state"
 )
 
-// Run attaches again what the record says, and tells running attachments what
-// changed in raft, until ctx ends.
+// Run attaches again what the record says, tells running attachments what changed
+// in raft, and repairs what raft says is this process's to repair, until ctx ends.
 func (a *Attachments) Run(ctx context.Context) {
 	a.restore(ctx)
 	known := map[holdfast.VolumeID]*state.Volume{}
 	for ctx.Err() == nil {
 		changed := a.o.Cluster.Changed()
 		view := a.o.Cluster.View()
+		a.tendRepairs(ctx, view)
 		for _, id := range a.List() {
 			v, ok := view.Volume(id)
 			if !ok {

@@ -183,6 +183,7 @@ func (s *Server) RemoveNode(ctx context.Context, req *apipb.NodeRequest) (*apipb
 // explainRebuilds says what is to become of replicas on nodes that are gone, and why
 // a missing one is not made.
 func (s *Server) explainRebuilds(e *apipb.Explanation, view *state.View, v *state.Volume) {
+	blocked := s.o.Rebuilds.Blocked()
 	for i := range v.Segments {
 		for _, r := range v.Segments[i].Replicas {
 			d, ok := view.Disk(r.Disk)
@@ -205,7 +206,7 @@ func (s *Server) explainRebuilds(e *apipb.Explanation, view *state.View, v *stat
 			}
 			e.Waits = append(e.Waits, w)
 		}
-		if why := s.o.Rebuilds.Blocked(holdfast.SegmentID{Volume: v.ID, Index: uint32(i)}); why != "" {
+		if why := blocked[holdfast.SegmentID{Volume: v.ID, Index: uint32(i)}]; why != "" {
 			e.Waits = append(e.Waits, &apipb.WaitReason{Segment: uint32(i), Reason: why})
 		}
 	}
