@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -214,6 +215,11 @@ func (c *cli) printVolume(v *apipb.Volume) {
 		c.field("mountpoint", "%s (%d mounts)", v.Mountpoint, len(v.Mounts))
 	}
 	c.field("in sync", "%s", inSync(v))
+	if r := v.Repair; r != nil && r.Node != "" {
+		c.field("repair", "by %s for %s, %s", r.Node, seconds(r.SinceMillis), cmp.Or(r.WaitsFor, "see explain"))
+	} else if r != nil {
+		c.field("repair", "%d tries did not do everything, the last: %s", r.Tries, r.Why)
+	}
 	fmt.Fprintln(c.out)
 	t := c.newTable("SEGMENT", "NODE", "STATE", "TAIL", "DURABLE", "TO SYNC", "DISK")
 	for _, r := range v.Replicas {

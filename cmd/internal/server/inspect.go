@@ -34,7 +34,7 @@ func (s *Server) InspectVolume(ctx context.Context, req *apipb.VolumeRequest) (*
 		return nil, err
 	}
 	var fromHolder *apipb.Volume
-	done, err := s.holderCall(ctx, v, func(ctx context.Context, c *api.Client) (err error) {
+	done, err := s.writerCall(ctx, v, func(ctx context.Context, c *api.Client) (err error) {
 		fromHolder, err = c.InspectVolume(ctx, req)
 		return err
 	})
@@ -51,7 +51,7 @@ func (s *Server) ExplainVolume(ctx context.Context, req *apipb.VolumeRequest) (*
 		return nil, err
 	}
 	var resp *apipb.Explanation
-	done, callErr := s.holderCall(ctx, v, func(ctx context.Context, c *api.Client) (err error) {
+	done, callErr := s.writerCall(ctx, v, func(ctx context.Context, c *api.Client) (err error) {
 		resp, err = c.ExplainVolume(ctx, req)
 		return err
 	})
@@ -60,7 +60,11 @@ func (s *Server) ExplainVolume(ctx context.Context, req *apipb.VolumeRequest) (*
 	}
 	resp = s.explain(v)
 	if done {
-		resp.Lines = append(resp.Lines, fmt.Sprintf("the holder, node %s, does not answer: %v", s.nodeName(v.Holder.Node), callErr))
+		node, what := writer(v), "the holder"
+		if v.UnderRepair() {
+			what = "the one that repairs"
+		}
+		resp.Lines = append(resp.Lines, fmt.Sprintf("%s, node %s, does not answer: %v", what, s.nodeName(node), callErr))
 	}
 	return resp, nil
 }
@@ -73,6 +77,9 @@ func (s *Server) explain(v *state.Volume) *apipb.Explanation {
 	switch {
 	case v.Phase == state.PhaseDetached:
 		say("volume %s is detached; the last epoch was %d", v.Name, v.Epoch)
+		if line := repairLine(e.Volume.Repair); line != "" {
+			say("%s", line)
+		}
 	case s.o.Cluster.Gone(v.Holder.Node) && v.Holder.Node != s.o.Node:
 		say("volume %s: epoch %d belongs to node %s, which is gone; attach it on another node to take it over", v.Name, v.Epoch, s.nodeName(v.Holder.Node))
 	default:
@@ -88,6 +95,12 @@ func (s *Server) explain(v *state.Volume) *apipb.Explanation {
 		}
 		for i := range held.Status.Segments {
 			s.explainSegment(e, uint32(i), &held.Status.Segments[i], say)
+		}
+		return e
+	}
+	if r, ok := s.repairing(v); ok {
+		for i := range r.Status.Segments {
+			s.explainSegment(e, uint32(i), &r.Status.Segments[i], say)
 		}
 		return e
 	}
@@ -173,6 +186,9 @@ func (s *Server) volume(view *state.View, v *state.Volume) *apipb.Volume {
 	} else if v.Phase != state.PhaseDetached && v.Holder.Node == s.o.Node {
 		out.State = string(holdfast.VolumeUnavailable)
 	}
+	if r, ok := s.repairing(v); ok { // how far its members are
+		held.Status = r.Status
+	}
 	for i := range v.Segments {
 		for _, r := range v.Segments[i].Replicas {
 			if r.Role != holdfast.RoleDeleting {
@@ -180,7 +196,7 @@ func (s *Server) volume(view *state.View, v *state.Volume) *apipb.Volume {
 			}
 		}
 	}
-	out.Used = s.used(v)
+	out.Used, out.Repair = s.used(v), s.repair(v)
 	return out
 }
 

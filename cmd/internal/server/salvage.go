@@ -22,6 +22,16 @@ const askTime = 3 * time.Second
 // SalvageVolume implements apipb.HoldfastServer. Without a choice it says what
 // there is to choose from and changes nothing.
 func (s *Server) SalvageVolume(ctx context.Context, req *apipb.SalvageRequest) (*apipb.Salvage, error) {
+	for {
+		out, err := s.salvage(ctx, req)
+		if !errors.Is(err, state.ReasonStaleRevision) || ctx.Err() != nil {
+			return out, err
+		}
+		// A repair began, or somebody else attached: look at all of it again.
+	}
+}
+
+func (s *Server) salvage(ctx context.Context, req *apipb.SalvageRequest) (*apipb.Salvage, error) {
 	view, v, err := s.volumeNow(ctx, req.Name)
 	if err != nil {
 		return nil, err

@@ -99,10 +99,18 @@ func forwarded(ctx context.Context) bool {
 // live one and this call was not forwarded itself. done is false if the caller
 // must answer from here.
 func (s *Server) holderCall(ctx context.Context, v *state.Volume, call func(context.Context, *api.Client) error) (done bool, err error) {
-	if v.Phase == state.PhaseDetached || v.Holder.Node == s.o.Node || forwarded(ctx) {
+	if v.Phase == state.PhaseDetached {
 		return false, nil
 	}
-	n, ok := s.o.Cluster.View().Node(v.Holder.Node)
+	return s.nodeCall(ctx, v.Holder.Node, call)
+}
+
+// nodeCall is holderCall for a node.
+func (s *Server) nodeCall(ctx context.Context, node holdfast.NodeID, call func(context.Context, *api.Client) error) (done bool, err error) {
+	if node == s.o.Node || forwarded(ctx) {
+		return false, nil
+	}
+	n, ok := s.o.Cluster.View().Node(node)
 	if !ok || n.Removed || s.o.Cluster.Gone(n.ID) {
 		return false, nil
 	}
