@@ -95,7 +95,7 @@ func (m *machine) draw() Command {
 	}
 	switch pickOne(m, commands, "command") {
 	case 25:
-		return &EndRepair{Volume: vol.ID, Epoch: off(m, vol.Epoch), Why: "nothing more can be done"}
+		return &EndRepair{Volume: vol.ID, Epoch: off(m, vol.Epoch), Why: pickOne(m, []string{"", "nothing more can be done"}, "why")}
 	case 0, 1:
 		size, segSize := int64(1<<20), int64(1<<20)
 		if m.chance(30, "two segments") {

@@ -92,12 +92,13 @@ func (v *Volume) forgive() {
 }
 
 // EndRepair gives a repair back that did not do everything. One that did ends
-// with Detach.
+// with Detach, or, if its node did not live to say so, with an EndRepair that has
+// nothing to complain of.
 type EndRepair struct {
 	Volume holdfast.VolumeID
 	Epoch  holdfast.Epoch // compared
 	Since  int64          // Unix seconds
-	Why    string
+	Why    string         // "": nothing is left to do
 }
 
 func (*EndRepair) kind() commandKind { return kindEndRepair }
@@ -117,6 +118,9 @@ func (c *EndRepair) apply(t *View) (Result, error) {
 		return volumeResult(vol, false), nil
 	}
 	vol.Repair.Holder, vol.Repair.Since, vol.Repair.Why = Holder{}, c.Since, c.Why
+	if c.Why == "" {
+		vol.Repair = Repair{}
+	}
 	t.putVolume(vol)
 	return volumeResult(vol, true), nil
 }

@@ -279,6 +279,17 @@ func TestTriesAreCounted(t *testing.T) {
 	}
 }
 
+// TestNothingIsLeftToDo: a repair whose node died when it had done everything.
+func TestNothingIsLeftToDo(t *testing.T) {
+	a, _ := ended(t)
+	a.must(a.repair(0, 1))
+	a.must(&EndRepair{Volume: a.vol, Epoch: 2, Since: 5})
+	if r := a.volume().Repair; r != (Repair{}) {
+		t.Fatalf("got %+v", r)
+	}
+	a.unseen("ended")
+}
+
 // TestLeavingUnderRepair: while a repair runs, the in-sync set is its writer's.
 func TestLeavingUnderRepair(t *testing.T) {
 	a, fresh := ended(t)

@@ -216,7 +216,7 @@ func (c *Controller) round(ctx context.Context, view *state.View) {
 		case *state.AttachBegin:
 			c.o.Logger.Info("a detached volume is to be repaired", "volume", x.Volume, "node", x.Node, "epoch", uint64(x.Expect)+1, "err", err)
 		case *state.EndRepair:
-			c.o.Logger.Warn("a repair was left behind", "volume", x.Volume, "why", x.Why, "err", err)
+			c.o.Logger.Warn("a repair was left behind, and nothing is left to do", "volume", x.Volume, "err", err)
 		}
 		if err != nil {
 			return // the tables moved on, or there is no quorum: the next round sees

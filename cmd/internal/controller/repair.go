@@ -82,7 +82,7 @@ func (p *planner) repairOne(v *volume) {
 	seg, targets := p.toFill(v)
 	if len(targets) == 0 {
 		if v.UnderRepair() {
-			p.out = append(p.out, &state.EndRepair{Volume: v.ID, Epoch: v.Epoch, Since: p.s.Now, Why: p.left(v)})
+			p.out = append(p.out, &state.EndRepair{Volume: v.ID, Epoch: v.Epoch, Since: p.s.Now})
 		}
 		return
 	}
