@@ -279,6 +279,24 @@ func TestTriesAreCounted(t *testing.T) {
 	}
 }
 
+// TestRepairOfSomeSegments: one that ended before every segment was activated.
+func TestRepairOfSomeSegments(t *testing.T) {
+	w := newWorld(t, 3)
+	vol := w.must(w.createCommand("data", 2<<30, 1<<30, 2)).Volume
+	begin := &AttachBegin{Volume: vol.ID, Node: w.nodes[0], Instance: w.instances[0], Maintenance: true}
+	w.must(begin)
+	seg := holdfast.SegmentID{Volume: vol.ID, Index: 1}
+	w.must(&Activate{Segment: seg, Epoch: 1, ISR: vol.Segments[1].ISR(), Continuous: true})
+	w.refused(&Detach{Volume: vol.ID, Epoch: 1, Ends: []SegmentEnd{{Index: 0}, {Index: 1}}}, holdfast.ErrInvalid, "")
+	w.must(&EndRepair{Volume: vol.ID, Epoch: 1, Why: "no progress"})
+	begin.Expect = 1
+	w.must(begin)
+	res := w.must(&Detach{Volume: vol.ID, Epoch: 2, Ends: nil})
+	if v := res.Volume; !v.Clean() || v.Phase != PhaseDetached || v.Segments[0].Last().Epoch != 0 || v.Segments[1].Last().Epoch != 1 {
+		t.Fatalf("got %+v", v)
+	}
+}
+
 // TestNothingIsLeftToDo: a repair whose node died when it had done everything.
 func TestNothingIsLeftToDo(t *testing.T) {
 	a, _ := ended(t)

@@ -11,21 +11,32 @@ import (
 	"github.com/holdfast-storage/holdfast/raftstore/state"
 )
 
-// pair is two nodes, and a detached volume with one copy at the first, some data,
-// and an empty second copy at the other.
+// pair is two nodes, and a detached volume of two segments with one copy at the
+// first, some data in both, and an empty second copy at the other.
 type pair struct {
 	t    *testing.T
 	reg  *register
 	a, b *fakeNode
 	vol  holdfast.VolumeID
-	data []byte // at offset 1 MiB
+	data []byte // at dataAt
 }
+
+const (
+	pairSegment = 32 << 20
+	dataAt      = 28 << 20
+)
 
 func newPair(t *testing.T) *pair {
 	t.Helper()
 	p := &pair{t: t, reg: newRegister(t), data: bytes.Repeat([]byte("held fast"), 1<<20)[:8<<20]}
 	p.a = run(t, p.reg, holdfast.NewID[holdfast.NodeID](), vfs.NewMemory(1), t.TempDir())
-	v := p.a.create(t, "data") // while it is the only node
+	place, err := state.Place(p.reg.View(), state.PlaceRequest{Size: 2 * pairSegment, SegmentSize: pairSegment, Replicas: 1, NewReplica: holdfast.NewID[holdfast.ReplicaID]})
+	if err != nil {
+		t.Fatal(err)
+	}
+	v := p.reg.must(t, &state.CreateVolume{Volume: holdfast.NewID[holdfast.VolumeID](), Name: "data", Size: 2 * pairSegment,
+		Options: state.VolumeOptions{Replicas: 1, SegmentSize: pairSegment, AckMode: holdfast.AckReceived, MinCopies: 1},
+		Lineage: holdfast.NewID[holdfast.LineageID](), Placement: place}).Volume
 	p.vol = v.ID
 	p.b = run(t, p.reg, holdfast.NewID[holdfast.NodeID](), vfs.NewMemory(2), t.TempDir())
 	t.Cleanup(func() {
@@ -37,7 +48,7 @@ func newPair(t *testing.T) *pair {
 	}
 	dev, _ := p.a.att.Device(p.vol)
 	for off := 0; off < len(p.data); off += 1 << 20 {
-		if err := dev.WriteAt(t.Context(), p.data[off:off+1<<20], int64(off)+1<<20, false); err != nil {
+		if err := dev.WriteAt(t.Context(), p.data[off:off+1<<20], int64(off)+dataAt, false); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -53,13 +64,21 @@ func newPair(t *testing.T) *pair {
 			disk = d.ID
 		}
 	}
-	p.reg.must(t, &state.AddReplica{Segment: holdfast.SegmentID{Volume: v.ID}, LayoutVersion: 1, Replica: holdfast.NewID[holdfast.ReplicaID](), Disk: disk})
+	for i := range uint32(2) {
+		p.reg.must(t, &state.AddReplica{Segment: holdfast.SegmentID{Volume: v.ID, Index: i}, LayoutVersion: 1, Replica: holdfast.NewID[holdfast.ReplicaID](), Disk: disk})
+	}
 	return p
 }
 
 func (p *pair) volume() *state.Volume {
 	v, _ := p.reg.View().Volume(p.vol)
 	return v
+}
+
+// inSync is the fewest copies in sync of a segment.
+func (p *pair) inSync() int {
+	v := p.volume()
+	return min(len(v.Segments[0].ISR()), len(v.Segments[1].ISR()))
 }
 
 // repair gives the repair to the first node.
@@ -80,7 +99,7 @@ func (p *pair) reads(n *fakeNode) {
 	}
 	got := make([]byte, len(p.data))
 	for off := 0; off < len(got); off += 1 << 20 {
-		if err := dev.ReadAt(p.t.Context(), got[off:off+1<<20], int64(off)+1<<20); err != nil {
+		if err := dev.ReadAt(p.t.Context(), got[off:off+1<<20], int64(off)+dataAt); err != nil {
 			p.t.Fatal(err)
 		}
 	}
@@ -103,7 +122,7 @@ func TestRepairFillsADetachedVolume(t *testing.T) {
 	p.repair()
 	await(t, p.reg, "repaired", func() bool { return !p.volume().UnderRepair() })
 	v := p.volume()
-	if len(v.Segments[0].ISR()) != 2 || v.Phase != state.PhaseDetached || !v.Clean() || v.Repair != (state.Repair{}) || v.Epoch != 2 {
+	if p.inSync() != 2 || v.Phase != state.PhaseDetached || !v.Clean() || v.Repair != (state.Repair{}) || v.Epoch != 2 {
 		t.Fatalf("repaired: %+v", v)
 	}
 	if _, held := p.a.att.Get(p.vol); held || len(p.a.att.List()) != 0 || len(p.a.att.used(p.vol).holders()) != 0 {
@@ -111,11 +130,12 @@ func TestRepairFillsADetachedVolume(t *testing.T) {
 	}
 	p.idle()
 	// Only what the second node holds is left.
-	first := v.Segments[0].ISR()[0]
 	to := v.Options
 	to.Replicas = 1
 	p.reg.must(t, &state.UpdateVolume{Volume: v.ID, From: v.Options, To: to})
-	p.reg.must(t, &state.RemoveReplica{Segment: holdfast.SegmentID{Volume: v.ID}, LayoutVersion: v.Segments[0].LayoutVersion, Replica: first})
+	for i := range v.Segments {
+		p.reg.must(t, &state.RemoveReplica{Segment: holdfast.SegmentID{Volume: v.ID, Index: uint32(i)}, LayoutVersion: v.Segments[i].LayoutVersion, Replica: v.Segments[i].ISR()[0]})
+	}
 	p.reads(p.b)
 }
 
@@ -182,7 +202,7 @@ func TestUsersPreemptARepair(t *testing.T) {
 			p.idle()
 			// The user's attachment fills the copy now.
 			p.unstall()
-			await(t, p.reg, "in sync", func() bool { return len(p.volume().Segments[0].ISR()) == 2 })
+			await(t, p.reg, "in sync", func() bool { return p.inSync() == 2 })
 			if err := at(p).att.Detach(t.Context(), p.vol, true); err != nil {
 				t.Fatal(err)
 			}
@@ -212,7 +232,7 @@ func TestARepairThatCannotGoOn(t *testing.T) {
 		p.unstall()
 		p.repair()
 		await(t, p.reg, "repaired by the next", func() bool { return p.volume().Repair == (state.Repair{}) })
-		if n := len(p.volume().Segments[0].ISR()); n != 2 {
+		if n := p.inSync(); n != 2 {
 			t.Errorf("%d copies in sync", n)
 		}
 	})
@@ -241,7 +261,7 @@ func TestARepairThatCannotGoOn(t *testing.T) {
 		p.reg.setGone(p.b.id, true)
 		p.repair()
 		ended(p, "is gone: going on would leave that behind")
-		if n := len(p.volume().Segments[0].ISR()); n != 2 {
+		if n := p.inSync(); n != 2 {
 			t.Errorf("%d copies in sync, want both as they were", n)
 		}
 		// One that is replaced anyway is no reason to wait.
@@ -280,7 +300,7 @@ func TestAnotherProcessDoesNotRepair(t *testing.T) {
 	// Until raft gives it to this one.
 	p.reg.must(t, &state.AttachBegin{Volume: p.vol, Node: p.a.id, Instance: p.a.inst, Expect: 2, Takeover: true, Maintenance: true})
 	await(t, p.reg, "repaired", func() bool { return p.volume().Repair == (state.Repair{}) })
-	if n := len(p.volume().Segments[0].ISR()); n != 2 {
+	if n := p.inSync(); n != 2 {
 		t.Errorf("%d copies in sync", n)
 	}
 }
