@@ -46,7 +46,7 @@ demo: build ## three Docker hosts, a database on a volume, a host dies; BREAK=lo
 # Another schedule with every commit, the same one for the same commit.
 MINUTES ?= 10
 SEED    ?= $(shell printf '%d' 0x$$(git rev-parse HEAD 2>/dev/null | cut -c1-8 | grep . || echo 1))
-sim: ## SEEDS=n or MINUTES=n, SEED=first: simulated clusters of the cores that ship
+sim: ## SEEDS=n with SEED=first, SEEDS=FROM-TO or MINUTES=n: simulated clusters of the cores that ship
 	.ci/gotest sim ./replication/sim -run 'TestSeeds|TestCoverage|TestRunFlat' -seed $(SEED) $(if $(SEEDS),-seeds $(SEEDS),-minutes $(MINUTES))
 
 chaos: build ## MINUTES=n SEED=s: real nodes, real faults, histories judged; CHAOS= more flags

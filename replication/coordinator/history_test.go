@@ -220,8 +220,11 @@ func (h *history) do(line string) []string {
 		ev = e
 	case "copied":
 		e := Copied{Copy: uint64(n(0)), MaxAsOf: holdfast.Seq(key("as-of"))}
-		if arg(1) == "err" {
+		switch arg(1) {
+		case "err":
 			e.Err = holdfast.ErrIO
+		case "integrity":
+			e.Err = holdfast.ErrIntegrity
 		}
 		ev = e
 	case "progress":

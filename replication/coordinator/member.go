@@ -96,6 +96,7 @@ type member struct {
 	copyTo    holdfast.Seq // CopyLog: last entry
 	copyLog   bool
 	source    *member
+	badSource *member // the source that could not read a chunk for the last copy
 	rounds    int
 	joining   bool // opened by JOIN, not whole yet
 	joinAt    holdfast.Seq

@@ -1,6 +1,7 @@
 package coordinator
 
 import (
+	"errors"
 	"time"
 
 	"github.com/holdfast-storage/holdfast"
@@ -56,7 +57,7 @@ func (c *Core) rejoin(m *member) {
 func (c *Core) logSource(not *member) *member {
 	var best *member
 	for _, m := range c.members {
-		if m == not || !m.inISR || !m.inAckset || m.link != linkStreaming || m.suspect || m.evicting || m.tail < c.acked {
+		if !c.mayBring(m, not) {
 			continue
 		}
 		if best == nil || m.Node == c.opt.Node {
@@ -64,6 +65,26 @@ func (c *Core) logSource(not *member) *member {
 		}
 	}
 	return best
+}
+
+// chunkSource is logSource for chunks: a member that could not read one of them is
+// asked again only if there is no other.
+func (c *Core) chunkSource(m *member) *member {
+	src := c.logSource(m)
+	if src == nil || src != m.badSource {
+		return src
+	}
+	for _, o := range c.members {
+		if o != src && c.mayBring(o, m) {
+			return o
+		}
+	}
+	return src
+}
+
+// mayBring says whether entries or chunks for another member may come from m.
+func (c *Core) mayBring(m, to *member) bool {
+	return m != to && m.inISR && m.inAckset && m.link == linkStreaming && !m.suspect && !m.evicting && m.tail >= c.acked
 }
 
 func (c *Core) onOpened(m *member, e Opened) {
@@ -200,7 +221,7 @@ func (c *Core) progressJoin(m *member) {
 	}
 	switch {
 	case m.copied:
-		if m.tail >= m.maxAsOf && !m.wholeSent {
+		if (m.tail >= m.maxAsOf || Mutant == "no_tail_floor") && !m.wholeSent {
 			m.wholeSent = true
 			c.do(SendWhole{Replica: m.ID, Conn: m.conn, Epoch: c.opt.Epoch})
 		}
@@ -208,7 +229,7 @@ func (c *Core) progressJoin(m *member) {
 	case c.commit < m.joinAt:
 		c.wantFlush(m.joinAt)
 	default:
-		if src := c.logSource(m); src != nil {
+		if src := c.chunkSource(m); src != nil {
 			c.copies++
 			m.copy, m.copyLog, m.source = c.copies, false, src
 			after := m.status.Applied
@@ -229,7 +250,11 @@ func (c *Core) onCopied(e Copied) {
 		return
 	}
 	m.copy = 0
+	m.badSource = nil
 	if e.Err != nil {
+		if errors.Is(e.Err, holdfast.ErrIntegrity) {
+			m.badSource = m.source
+		}
 		c.notice(NoticeCopy, m, true, "copy interrupted: %v", e.Err)
 		m.copyRetry = c.now + time.Second
 		return

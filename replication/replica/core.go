@@ -239,7 +239,7 @@ func (c *Core) settle() {
 	if Mutant == "apply_uncommitted" {
 		c.do(LogCommit{Seq: c.st.Tail})
 	}
-	if c.wholeWant && c.sess.step == stepOpen && !busy && c.st.Tail >= c.sess.maxV {
+	if c.wholeWant && c.sess.step == stepOpen && !busy && (c.st.Tail >= c.sess.maxV || Mutant == "no_tail_floor") {
 		c.wholeWant, c.wholeBusy, c.wholeTail = false, true, c.st.Tail
 		c.other++
 		c.do(LogWhole{})

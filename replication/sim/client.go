@@ -1,6 +1,7 @@
 package sim
 
 import (
+	"errors"
 	"time"
 
 	"github.com/holdfast-storage/holdfast"
@@ -48,6 +49,10 @@ func (wr *writer) client() {
 		o.m.first = w.rng.Intn(blocks - o.m.n + 1)
 		if w.chance(0.5) {
 			o.m.first, o.m.n = w.rng.Intn(2), 1 // a busy place
+		}
+		if w.focus >= 0 && o.kind == opWrite {
+			o.m.n = 1 + w.rng.Intn(blocksPerChunk)
+			o.m.first = w.focus*blocksPerChunk + w.rng.Intn(blocksPerChunk-o.m.n+1)
 		}
 		if o.kind == opRead && wr.reading < depth || o.kind != opRead && wr.writing < depth {
 			wr.request(o)
@@ -97,6 +102,9 @@ func (wr *writer) complete(id coordinator.OpID, err error) {
 	if err == nil {
 		wr.node.w.check.done(o)
 		wr.node.w.strike(0.01)
+	}
+	if o.kind == opRead && errors.Is(err, holdfast.ErrIntegrity) {
+		wr.node.w.cover("read ends with EIO")
 	}
 	wr.node.w.ctl.completed(wr, o, err)
 }

@@ -20,24 +20,7 @@ type controller struct {
 	readAll     bool
 	final       *writer
 	finished    bool
-}
-
-func (w *world) nodeOf(id holdfast.ReplicaID) *node {
-	for _, n := range w.reps {
-		if n.replica == id {
-			return n
-		}
-	}
-	panic("no such replica")
-}
-
-func (w *world) indexOf(id holdfast.ReplicaID) int {
-	for _, n := range w.reps {
-		if n.replica == id {
-			return n.index
-		}
-	}
-	return -1
+	called      bool // an operator is on the way
 }
 
 // isGone is what the liveness record says: silent for 5 s.
@@ -75,14 +58,18 @@ func (c *controller) livenessChanged() {
 // reach for all of T_wait.
 func (c *controller) reachedThroughout(n *node) bool {
 	t := c.lastReach[n.index]
-	return t >= 0 && c.w.now-t > 31*time.Second
+	wait := c.w.rates.lossyWait
+	if wait == 0 {
+		wait = 30 * time.Second
+	}
+	return t >= 0 && c.w.now-t > wait+time.Second
 }
 
 // watch runs all the time: it notes reach, and replaces a lost holder.
 func (c *controller) watch() {
 	w := c.w
 	for i, n := range w.nodes {
-		ok := n.up && w.now >= n.pausedUntil
+		ok := n.up && w.now >= n.pausedUntil && (w.now >= n.slowUntil+2*time.Second || n.slowUntil == 0)
 		for j := range w.nodes {
 			ok = ok && w.reachable(i, j)
 		}
@@ -129,6 +116,30 @@ func (c *controller) detach() {
 		h.detaching = true
 		h.node.run(h.life, func() { h.step(coordinator.Detach{}) })
 	}
+}
+
+// hopeless says whether nothing can go on by itself: no in-sync log is whole.
+func (c *controller) hopeless() bool {
+	for _, id := range c.w.raft.isr() {
+		if n := c.w.nodeOf(id); n.disk == nil || !n.disk.mem.st.Damaged {
+			return false
+		}
+	}
+	return true
+}
+
+// callOperator has the volume salvaged, if that is the only way.
+func (c *controller) callOperator() {
+	if c.called {
+		return
+	}
+	c.called = true
+	c.w.after(c.w.between(2*time.Second, 5*time.Second), func() {
+		c.called = false
+		if c.hopeless() {
+			c.w.salvage()
+		}
+	})
 }
 
 // finalReads reads every block once through the last writer.

@@ -67,6 +67,7 @@ type image struct {
 	base       [blocks]value
 	v          [chunks]holdfast.Seq // as-of of the last install
 	lastSeq    [chunks]holdfast.Seq
+	rot        [blocks]bool // the medium no longer holds what the base took; its checksum tells
 }
 
 // disk is the disk of one replica: a log with a volatile cache, and a base.
@@ -79,10 +80,12 @@ type disk struct {
 	grown       int // counts power losses, so that syncs of an earlier boot mean nothing
 	checkpoints int
 	applying    bool
+	harmed      logEntry // as it was before its record became unreadable
+	fresh       bool     // made a moment ago: it promised nothing to anybody
 }
 
 func newDisk(n *node) *disk {
-	d := &disk{n: n}
+	d := &disk{n: n, fresh: true}
 	d.ckpt.intactBoot = 0
 	d.ckpt.st.Intact = true
 	d.mem = d.ckpt.clone()
@@ -107,6 +110,11 @@ func (im *image) take(r record) {
 		}
 		im.log = append(im.log, e)
 		st.Tail, st.TailEpoch = e.seq, e.epoch
+		if Mutant == "lastseq_at_append" {
+			for c := e.m.first / blocksPerChunk; c <= (e.m.first+e.m.n-1)/blocksPerChunk; c++ {
+				im.lastSeq[c] = max(im.lastSeq[c], e.seq)
+			}
+		}
 	case recFence:
 		st.Fence = max(st.Fence, r.epoch)
 	case recTrunc:
@@ -139,6 +147,7 @@ func (im *image) take(r record) {
 	case recInstall:
 		for i := range r.data {
 			im.base[r.chunk*blocksPerChunk+i] = r.data[i]
+			im.rot[r.chunk*blocksPerChunk+i] = false
 		}
 		im.v[r.chunk] = r.seq
 		im.lastSeq[r.chunk] = r.last
@@ -150,7 +159,7 @@ func (im *image) take(r record) {
 			}
 		}
 	case recWhole:
-		st.Syncing, st.Held = false, 0
+		st.Syncing, st.Held, st.Damaged = false, 0, false
 	case recIntact:
 		im.intactBoot = r.boot
 	case recHint:
@@ -158,8 +167,12 @@ func (im *image) take(r record) {
 	}
 }
 
-// apply takes entries up to limit into the base.
+// apply takes entries up to limit into the base. A log that is damaged is not to be
+// relied on.
 func (im *image) apply(limit holdfast.Seq) {
+	if im.st.Damaged {
+		return
+	}
 	for _, e := range im.log {
 		if e.seq <= im.st.Applied || e.seq > limit {
 			continue
@@ -179,20 +192,38 @@ func (im *image) put(e logEntry, c int) {
 	}
 	for b := max(e.m.first, c*blocksPerChunk); b < min(e.m.first+e.m.n, (c+1)*blocksPerChunk); b++ {
 		im.base[b] = e.m.v
-		im.lastSeq[c] = max(im.lastSeq[c], e.seq)
+		im.rot[b] = false
+		if Mutant != "lastseq_at_append" {
+			im.lastSeq[c] = max(im.lastSeq[c], e.seq)
+		}
 	}
 }
 
 // block returns the newest logged value of a block.
 func (im *image) block(b int) value {
+	v, _ := im.look(b)
+	return v
+}
+
+// look returns that, and whether it can be read: what is in the log can, what
+// only the base holds may have rotted.
+func (im *image) look(b int) (v value, bad bool) {
+	if e := im.newest(b); e != nil {
+		return e.m.v, false
+	}
+	return im.base[b], im.rot[b]
+}
+
+// newest is the last logged entry that writes to a block, nil if there is none.
+func (im *image) newest(b int) *logEntry {
 	v := im.v[b/blocksPerChunk]
 	for i := len(im.log) - 1; i >= 0; i-- {
 		e := &im.log[i]
 		if e.seq > v && e.m.first <= b && b < e.m.first+e.m.n {
-			return e.m.v
+			return e
 		}
 	}
-	return im.base[b]
+	return nil
 }
 
 func (d *disk) write(r record) {
@@ -218,12 +249,13 @@ func (d *disk) powerLoss() {
 	if d.n.w.chance(0.5) {
 		n = d.synced
 	}
-	base, back := d.mem.base, d.n.w.chance(0.5)
+	base, rot, back := d.mem.base, d.mem.rot, d.n.w.chance(0.5)
 	d.wal = d.wal[:n]
 	d.mem = d.ckpt.clone()
 	if back {
 		d.mem.base = base
 	}
+	d.mem.rot = rot
 	for _, r := range d.wal {
 		d.mem.take(r)
 	}
@@ -233,9 +265,9 @@ func (d *disk) powerLoss() {
 // open recovers: everything is synced first, so tail and dur are what the
 // medium holds.
 func (d *disk) open() {
-	base := d.mem.base
+	base, rot := d.mem.base, d.mem.rot
 	d.mem = d.ckpt.clone()
-	d.mem.base = base // what the page cache or the medium has
+	d.mem.base, d.mem.rot = base, rot // what the page cache or the medium has
 	for _, r := range d.wal {
 		d.mem.take(r)
 	}
@@ -243,7 +275,7 @@ func (d *disk) open() {
 	st := &d.mem.st
 	st.Dur = st.Tail
 	d.mem.apply(min(st.Commit, st.Tail))
-	st.Intact = d.mem.intactBoot == d.n.boot || Mutant == "reboot_keeps_intact" && d.mem.intactBoot >= 0
+	st.Intact = !st.Damaged && d.mem.intactBoot == d.n.boot || Mutant == "reboot_keeps_intact" && d.mem.intactBoot >= 0
 }
 
 // checkpoint makes the base durable and recycles the log below keep entries.
@@ -267,6 +299,8 @@ func (d *disk) checkpoint(keep int) {
 func (d *disk) syncTime() time.Duration {
 	w := d.n.w
 	switch {
+	case w.now < d.n.slowUntil:
+		return w.between(50*time.Millisecond, 1500*time.Millisecond)
 	case w.chance(w.rates.hungSync):
 		return w.between(time.Second, 12*time.Second)
 	case w.chance(w.rates.slowSync):
@@ -286,6 +320,35 @@ func (d *disk) later(do func()) {
 		}
 		d.n.run(life, do)
 	})
+}
+
+// harm makes a durable record of the log unreadable. The next open finds it.
+func (d *disk) harm() bool {
+	d.checkpoint(1 + d.n.w.rng.Intn(20))
+	if len(d.mem.log) == 0 {
+		return false
+	}
+	e := &d.mem.log[d.n.w.rng.Intn(len(d.mem.log))]
+	d.harmed = *e
+	e.m.v = ^value(0) // must never be seen (C6)
+	d.mem.st.Damaged = true
+	d.ckpt = d.mem.clone()
+	return true
+}
+
+// mend undoes a harm that was not outgrown by a copy.
+func (d *disk) mend() {
+	if !d.mem.st.Damaged {
+		return
+	}
+	d.checkpoint(1000)
+	for i := range d.mem.log {
+		if d.mem.log[i].seq == d.harmed.seq {
+			d.mem.log[i] = d.harmed
+		}
+	}
+	d.mem.st.Damaged = false
+	d.ckpt = d.mem.clone()
 }
 
 // overtake makes a record durable before what was written earlier: the mutants

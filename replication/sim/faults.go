@@ -3,7 +3,6 @@ package sim
 import (
 	"time"
 
-	"github.com/holdfast-storage/holdfast"
 	"github.com/holdfast-storage/holdfast/replication/coordinator"
 	"github.com/holdfast-storage/holdfast/replication/replica"
 )
@@ -34,10 +33,12 @@ type rates struct {
 	durable     bool          // ack=durable
 	slowWindow  time.Duration // of the look for slow members; 0: the default, longer than a run
 	policy      time.Duration // between changes of min_copies
-	leave       time.Duration // between two replicas that are told to go
+	members     time.Duration // between two changes of who has a replica
+	lossyWait   time.Duration // T_wait; 0: its default
 
 	// Faults, each as the mean time between two.
 	crash, power, blackout, cut, isolate, reset, stall, force, detach, outage, recycle, drill, eclipse, absence, broken, jump time.Duration
+	salvage, rot, harm, slowDisk, oneWay, relay, focus                                                                        time.Duration
 
 	loseAnswer float64
 	flips      float64 // bits, per append or read
@@ -116,7 +117,33 @@ func (w *world) drawRates() {
 	}
 	if r.Float64() < 0.2 {
 		w.rates.hungSync = 0.003 * r.Float64()
+	} else if r.Float64() < 0.3 {
+		w.rates.lossyWait = w.between(12*s, 20*s)
 	}
+	w.rates.members = pick(0.3, 3*s, 15*s)
+	w.rates.salvage = pick(0.15, 8*s, 40*s)
+	w.rates.rot = pick(0.3, 1*s, 10*s)
+	w.rates.harm = pick(0.2, 5*s, 20*s)
+	w.rates.slowDisk = pick(0.3, 3*s, 15*s)
+	w.rates.oneWay = pick(0.3, 3*s, 15*s)
+	w.rates.relay = pick(0.25, 8*s, 20*s)
+	w.rates.focus = pick(0.3, 1*s, 8*s)
+	if w.chance(0.04) && w.copies == 3 {
+		w.calm()
+		w.rates.relay = 2 * s
+	}
+}
+
+// calm takes all faults out but what a script brings.
+func (w *world) calm() {
+	r := &w.rates
+	for _, d := range []*time.Duration{
+		&r.crash, &r.power, &r.blackout, &r.cut, &r.isolate, &r.reset, &r.stall, &r.force, &r.detach, &r.outage, &r.recycle, &r.drill, &r.eclipse, &r.absence,
+		&r.broken, &r.jump, &r.salvage, &r.rot, &r.harm, &r.slowDisk, &r.oneWay, &r.focus, &r.members,
+	} {
+		*d = 0
+	}
+	r.strike, r.flips, r.hungSync, r.loseAnswer = 0, 0, 0, 0
 }
 
 // drawPolicies draws what a user may demand of a volume. It holds and fails
@@ -138,9 +165,6 @@ func (w *world) drawPolicies() {
 	if r.Float64() < 0.4 {
 		w.rates.policy = w.between(3*s, 20*s)
 	}
-	if r.Float64() < 0.5 {
-		w.rates.leave = w.between(2*s, 15*s)
-	}
 }
 
 // faults starts every kind of fault that this world has.
@@ -149,14 +173,24 @@ func (w *world) faults() {
 	some := func() *node { return w.nodes[w.rng.Intn(n)] }
 	w.raft.loseAnswer = w.rates.loseAnswer
 	w.every(w.rates.policy, func() {
-		w.rates.minCopies = 1 + w.rng.Intn(len(w.reps))
+		w.rates.minCopies = 1 + w.rng.Intn(min(len(w.reps), w.copies))
 		if h := w.ctl.holder; h != nil {
-			h.step(coordinator.Policy{Copies: len(w.reps), MinCopies: w.rates.minCopies, FailHeldAfter: w.rates.failHeld})
+			h.step(coordinator.Policy{Copies: w.copies, MinCopies: w.rates.minCopies, FailHeldAfter: w.rates.failHeld})
 		}
 	})
-	w.every(w.rates.leave, func() {
-		w.raft.setLeaving(w.reps[w.rng.Intn(len(w.reps))].replica)
-		w.after(w.between(500*time.Millisecond, 10*time.Second), func() { w.raft.setLeaving(holdfast.ReplicaID{}) })
+	w.every(w.rates.members, w.membership)
+	w.every(w.rates.salvage, w.salvage)
+	w.every(w.rates.rot, w.rot)
+	w.every(w.rates.harm, w.harm)
+	w.every(w.rates.relay, w.startRelay)
+	w.every(w.rates.focus, func() { w.focus = w.rng.Intn(chunks+1) - 1 })
+	w.every(w.rates.slowDisk, func() { some().slow(w.between(200*time.Millisecond, 8*time.Second)) })
+	w.every(w.rates.oneWay, func() {
+		a, d, out := w.rng.Intn(n), w.between(50*time.Millisecond, 15*time.Second), w.chance(0.5)
+		w.cover("fault one-way")
+		w.log("n%d is cut off one way for %v, what it says %v", a, d, out)
+		w.deafen(a, out, true)
+		w.after(d, func() { w.deafen(a, out, false) })
 	})
 	w.every(w.rates.crash, func() { w.restart(some(), false, w.between(10*time.Millisecond, 8*time.Second)) })
 	w.every(w.rates.power, func() { w.restart(some(), true, w.between(100*time.Millisecond, 10*time.Second)) })
@@ -363,6 +397,9 @@ func (w *world) ambushed(x *node, within time.Duration) {
 		return
 	}
 	x.ambush = false
+	if w.ctl.holder == nil {
+		return
+	}
 	h := w.ctl.holder.node
 	what := w.rng.Intn(3)
 	w.after(w.between(0, within), func() {
@@ -426,11 +463,14 @@ func (w *world) breakDisk(x *node) {
 	if !x.up {
 		return
 	}
-	w.log("the disk of n%d fails", x.index)
 	h := x.host
+	if h == nil {
+		return
+	}
+	w.log("the disk of n%d fails", x.index)
 	x.run(x.life, func() { h.step(replica.Failed{Err: errDisk}) })
 	w.after(w.between(10*time.Millisecond, 6*time.Second), func() {
-		if x.host != h {
+		if x.host != h || h == nil {
 			return
 		}
 		x.crash(false)
@@ -470,6 +510,55 @@ func (w *world) isolate(a int, v bool) {
 	}
 }
 
+// deafen cuts one node off in one direction: what it says, or what it is told.
+func (w *world) deafen(a int, out, v bool) {
+	for b := range w.nodes {
+		switch {
+		case a == b:
+		case out:
+			w.setCut(a, b, v)
+		default:
+			w.setCut(b, a, v)
+		}
+	}
+}
+
+// rot has the medium forget what a block of some base holds. A scrub finds it in
+// time, and repairs it; until then every read of it fails its checksum (C6).
+func (w *world) rot() {
+	x := w.reps[w.rng.Intn(len(w.reps))]
+	if x.disk == nil {
+		return
+	}
+	d, b := x.disk, w.rng.Intn(blocks)
+	w.log("block %d of n%d rots", b, x.index)
+	w.cover("fault rot")
+	d.mem.rot[b] = true
+	w.after(w.between(time.Second, 20*time.Second), func() { d.mem.rot[b] = false })
+}
+
+// harm makes a durable record of a log unreadable, and the process that would
+// have it in memory dies. Seldom in the last in-sync log that is whole: what comes
+// after that is a salvage.
+func (w *world) harm() {
+	var sound []*node
+	for _, id := range w.raft.isr() {
+		if n := w.nodeOf(id); n.disk != nil && !n.disk.mem.st.Damaged {
+			sound = append(sound, n)
+		}
+	}
+	if len(sound) == 0 || len(sound) == 1 && !w.chance(0.2) {
+		return
+	}
+	x := sound[w.rng.Intn(len(sound))]
+	x.crash(w.chance(0.3))
+	if x.disk.harm() {
+		w.log("a record in the log of n%d is unreadable", x.index)
+		w.cover("fault harm")
+	}
+	w.after(w.between(10*time.Millisecond, 5*time.Second), x.start)
+}
+
 // heal ends every fault.
 func (w *world) heal() {
 	w.log("the faults are over")
@@ -480,10 +569,17 @@ func (w *world) heal() {
 		}
 	}
 	w.raft.outUntil, w.raft.loseAnswer = 0, 0
-	w.raft.setLeaving(holdfast.ReplicaID{})
+	w.focus = -1
+	w.rates.minCopies = 1 // whoever is to go can
+	if h := w.ctl.holder; h != nil && !h.ended {
+		h.step(coordinator.Policy{Copies: w.copies, MinCopies: 1, FailHeldAfter: w.rates.failHeld})
+	}
 	w.rates.hungSync, w.rates.slowMessage, w.rates.flips = 0, 0, 0
 	for _, n := range w.nodes {
-		n.raftCutUntil = 0
+		n.raftCutUntil, n.slowUntil, n.relay = 0, 0, nil
+		if n.disk != nil {
+			n.disk.mem.rot = [blocks]bool{}
+		}
 		n.start()
 	}
 }

@@ -46,6 +46,7 @@ type (
 		data    [blocksPerChunk]value
 		last    holdfast.Seq
 		asOf    holdfast.Seq
+		err     error
 	}
 	installedMsg struct {
 		id    int
@@ -55,9 +56,10 @@ type (
 )
 
 var (
-	errFlip = holdfast.Errorf(holdfast.ErrIntegrity, "a bit has flipped")
-	errGap  = holdfast.Errorf(holdfast.ErrInternal, "not the next entry")
-	errDisk = holdfast.Errorf(holdfast.ErrIO, "the disk failed")
+	errFlip  = holdfast.Errorf(holdfast.ErrIntegrity, "a bit has flipped")
+	errGap   = holdfast.Errorf(holdfast.ErrInternal, "not the next entry")
+	errBelow = holdfast.Errorf(holdfast.ErrRefused, "the as-of is below the checkpoint")
+	errDisk  = holdfast.Errorf(holdfast.ErrIO, "the disk failed")
 )
 
 type readKey struct {
@@ -80,7 +82,8 @@ type host struct {
 	samples  map[readKey]sampleMsg
 	fetches  map[readKey]fetchMsg
 
-	appendedAt time.Duration
+	changing  int           // changes of the log under way
+	changedAt time.Duration // when the last change of the log under way has taken effect
 }
 
 func newHost(n *node) *host {
@@ -90,7 +93,8 @@ func newHost(n *node) *host {
 		reads: map[readKey]readMsg{}, samples: map[readKey]sampleMsg{}, fetches: map[readKey]fetchMsg{},
 	}
 	st := n.disk.mem.st
-	h.core = replica.New(replica.Options{Status: st, Now: n.clock()})
+	h.core = replica.New(replica.Options{Status: st, Now: n.clock(), Fresh: n.disk.fresh})
+	n.disk.fresh = false
 	return h
 }
 
@@ -104,6 +108,9 @@ func (h *host) tick() {
 }
 
 func (h *host) tellApplied() {
+	if h.n.host != h {
+		return
+	}
 	st := &h.n.disk.mem.st
 	h.step(replica.AppliedTo{Applied: st.Applied, Checkpoint: st.Checkpoint})
 }
@@ -188,6 +195,12 @@ func (h *host) step(ev replica.Event) {
 	if h.n.host != h {
 		return
 	}
+	if len(h.appends)+h.changing > 0 {
+		switch ev.(type) {
+		case replica.Fence, replica.Ping:
+			h.n.w.cover("%T overtakes entries", ev)
+		}
+	}
 	actions := append([]replica.Action(nil), h.core.Step(ev)...)
 	if h.n.w.cfg.Cover != nil {
 		h.n.w.cover("copy takes %T", ev)
@@ -223,20 +236,9 @@ func (h *host) act(a replica.Action) {
 		d.write(record{kind: recRebase, seq: a.To, epoch: a.Epoch})
 		h.later(func() replica.Event { return replica.Opened{} })
 	case replica.LogAppend:
-		var err error
-		switch {
-		case a.First != d.mem.st.Tail+1:
-			err = errGap // behind a batch that was refused
-		case w.chance(w.rates.flips):
-			err = errFlip
-		default:
-			for _, e := range h.appends[a.Batch] {
-				d.write(record{kind: recEntry, entry: e})
-			}
-		}
+		entries := h.appends[a.Batch]
 		delete(h.appends, a.Batch)
-		h.appendedAt = max(h.appendedAt, w.now+w.between(time.Microsecond, 100*time.Microsecond))
-		h.n.after(h.appendedAt-w.now, func() { h.step(replica.Appended{Batch: a.Batch, Err: err}) })
+		h.inOrder(100*time.Microsecond, func() { h.logEntries(a, entries) })
 	case replica.LogSync:
 		h.later(func() replica.Event { return replica.Synced{ID: a.ID} })
 	case replica.LogCommit:
@@ -254,9 +256,16 @@ func (h *host) act(a replica.Action) {
 	case replica.LogHint:
 		d.write(record{kind: recHint, epoch: a.Epoch, isr: a.ISR})
 	case replica.LogInstall:
+		h.n.relay.installed()
 		m := h.installs[a.Batch]
-		d.write(record{kind: recInstall, chunk: m.chunk, data: m.data, seq: a.AsOf, last: m.last})
-		h.n.after(w.between(time.Microsecond, time.Millisecond), func() { h.step(replica.Installed{Batch: a.Batch}) })
+		h.inOrder(time.Millisecond, func() {
+			if a.AsOf < d.mem.st.Checkpoint && Mutant != "install_below_ckpt" && Mutant != "no_asof_floor" {
+				h.step(replica.Installed{Batch: a.Batch, Err: errBelow}) // recycled meanwhile
+				return
+			}
+			d.write(record{kind: recInstall, chunk: m.chunk, data: m.data, seq: a.AsOf, last: m.last})
+			h.step(replica.Installed{Batch: a.Batch})
+		})
 	case replica.LogWhole:
 		if Mutant == "install_not_durable" {
 			d.overtake(record{kind: recWhole})
@@ -293,6 +302,7 @@ func (h *host) act(a replica.Action) {
 	case replica.SendPong:
 		h.send(a.Conn, a)
 	case replica.SendWhole:
+		h.n.relay.whole(h.n)
 		h.send(a.Conn, a)
 	case replica.SendFailed:
 		h.send(a.Conn, a)
@@ -318,6 +328,40 @@ func (h *host) act(a replica.Action) {
 // beside its replica, reads its disk, and does not look at the fence.
 func (h *host) unnoticed(c replica.Conn) bool {
 	return Mutant == "local_fence_unnoticed" && h.conns[c] != nil && h.conns[c].local()
+}
+
+// inOrder makes a change of the log after those before it. It may take long: what
+// comes on the connection meanwhile, fences and pings too, overtakes it.
+func (h *host) inOrder(within time.Duration, do func()) {
+	w := h.n.w
+	d := w.between(time.Microsecond, within)
+	if w.now < h.n.slowUntil {
+		d = w.between(time.Millisecond, 400*time.Millisecond)
+	}
+	h.changedAt = max(h.changedAt, w.now+d)
+	h.changing++
+	h.n.after(h.changedAt-w.now, func() {
+		if h.n.host == h {
+			h.changing--
+			do()
+		}
+	})
+}
+
+// logEntries does LogAppend.
+func (h *host) logEntries(a replica.LogAppend, entries []logEntry) {
+	var err error
+	switch {
+	case a.First != h.n.disk.mem.st.Tail+1:
+		err = errGap // behind a batch that was refused
+	case h.n.w.chance(h.n.w.rates.flips):
+		err = errFlip
+	default:
+		for _, e := range entries {
+			h.n.disk.write(record{kind: recEntry, entry: e})
+		}
+	}
+	h.step(replica.Appended{Batch: a.Batch, Err: err})
 }
 
 // applySoon takes committed, durable entries into the base, in the background.
@@ -352,7 +396,7 @@ func (h *host) applySoon() {
 
 func (h *host) sample(key readKey) {
 	m, ok := h.reads[key]
-	if !ok {
+	if !ok || h.n.host != h {
 		return
 	}
 	if h.n.w.chance(h.n.w.rates.flips) {
@@ -362,14 +406,20 @@ func (h *host) sample(key readKey) {
 	}
 	s := sampleMsg{}
 	for b := m.first; b < m.first+m.n; b++ {
-		s.values = append(s.values, h.n.disk.mem.block(b))
+		v, bad := h.n.disk.mem.look(b)
+		if bad {
+			h.n.w.cover("read meets rot")
+			s.values, s.err = []value{^value(0)}, errFlip
+			break
+		}
+		s.values = append(s.values, v)
 	}
 	h.samples[key] = s
 	if h.unnoticed(key.conn) {
 		h.act(replica.SendSample{Conn: key.conn, ID: key.id})
 		return
 	}
-	h.step(replica.Sampled{Conn: key.conn, ID: key.id})
+	h.step(replica.Sampled{Conn: key.conn, ID: key.id, Err: s.err})
 }
 
 func (h *host) fetched(key readKey) {
@@ -384,6 +434,18 @@ func (h *host) fetched(key readKey) {
 	case m.chunk >= 0:
 		copy(r.data[:], d.mem.base[m.chunk*blocksPerChunk:])
 		r.last, r.asOf = d.mem.lastSeq[m.chunk], d.mem.st.Applied
+		for b := m.chunk * blocksPerChunk; b < (m.chunk+1)*blocksPerChunk; b++ {
+			if d.mem.rot[b] {
+				h.n.w.cover("copy meets rot")
+				r.err = errFlip
+			}
+		}
+		if Mutant == "asof_any" {
+			for i := range r.data { // what is logged, committed or not
+				r.data[i] = d.mem.block(m.chunk*blocksPerChunk + i)
+			}
+			r.asOf = d.mem.st.Tail
+		}
 	case m.ev.Chunks:
 		for c := range chunks {
 			if d.mem.lastSeq[c] > m.ev.From {

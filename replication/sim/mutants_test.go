@@ -45,8 +45,11 @@ var mutants = []struct {
 	{"read_without_lease", 6000},
 	{"local_fence_unnoticed", 6000},
 	{"flush_local_only", 6000},
-	{"isr_keeps_short", 10000},
+	{"isr_not_recomputed", 10000},
+	{"isr_keeps_short_no_floor", 10000},
 	{"no_asof_floor", 6000},
+	{"asof_any", 10000},
+	{"lastseq_at_append", 10000},
 }
 
 var mutantFlag = flag.String("mutant", "", "leave this rule out in TestSeeds")

@@ -3,6 +3,7 @@ package sim
 import (
 	"time"
 
+	"github.com/holdfast-storage/holdfast"
 	"github.com/holdfast-storage/holdfast/replication/replica"
 )
 
@@ -14,6 +15,7 @@ type link struct {
 	wr    *writer
 	wLife int
 	host  *node
+	id    holdfast.ReplicaID // of the replica there
 	rLife int
 	toR   pipe
 	toW   pipe
@@ -96,7 +98,7 @@ func (l *link) wake() {
 
 func (l *link) deliverR(body any) {
 	l.host.run(l.rLife, func() {
-		if !l.rOpen {
+		if !l.rOpen || l.host.replica != l.id {
 			return
 		}
 		if _, end := body.(fin); end {
@@ -141,8 +143,9 @@ func (l *link) closeByReplica() {
 	}
 	l.sendToWriter(fin{})
 	l.rOpen = false
-	h := l.host.host
-	l.host.after(0, func() { h.closed(l) })
+	if h := l.host.host; h != nil {
+		l.host.after(0, func() { h.closed(l) })
+	}
 }
 
 // reset loses what is under way; both ends learn of it.

@@ -2,6 +2,7 @@ package sim
 
 import (
 	"errors"
+	"slices"
 	"time"
 
 	"github.com/holdfast-storage/holdfast"
@@ -10,15 +11,18 @@ import (
 
 // register is raft: one record, changed by compare-and-set commands.
 type register struct {
-	leaving holdfast.ReplicaID // is to be taken out; zero: none
-	w       *world
+	w *world
 
 	epoch      holdfast.Epoch
 	active     bool
 	version    holdfast.ISRVersion
-	isr        []holdfast.ReplicaID // in replica order
+	members    []*copyRecord
+	gone       map[holdfast.ReplicaID]bool // removed for good
+	salvaged   bool
+	lineage    int // counts salvages
 	history    []coordinator.Start
 	floor      holdfast.Seq
+	attached   bool // somebody has, or is about to have, the right to write
 	detached   bool
 	end        holdfast.Seq
 	outUntil   time.Duration // no quorum until then
@@ -27,25 +31,31 @@ type register struct {
 
 var errNoQuorum = errors.New("no quorum")
 
-func (r *register) inISR(id holdfast.ReplicaID) bool {
-	for _, x := range r.isr {
-		if x == id {
-			return true
+// isr is the in-sync set.
+func (r *register) isr() (ids []holdfast.ReplicaID) {
+	for _, m := range r.members {
+		if m.role == holdfast.RoleInSync {
+			ids = append(ids, m.id)
 		}
 	}
-	return false
+	return ids
+}
+
+func (r *register) inISR(id holdfast.ReplicaID) bool {
+	m := r.member(id)
+	return m != nil && m.role == holdfast.RoleInSync
 }
 
 // attachBegin is AttachBegin: a new epoch.
 func (r *register) attachBegin(n *node) coordinator.Options {
 	r.epoch++
-	r.active = false
+	r.active, r.attached = false, true
 	o := coordinator.Options{
 		Now: n.clock(), Node: n.id, PingsOnly: r.w.rates.pingsOnly, Epoch: r.epoch, ISRVersion: r.version,
 		History: append([]coordinator.Start(nil), r.history...), Floor: r.floor, Detached: r.detached, End: r.end,
-		Copies: len(r.w.reps), Gone: r.w.ctl.gone(),
-		MinCopies: min(r.w.rates.minCopies, len(r.w.reps)), FailHeldAfter: r.w.rates.failHeld,
-		Limits: coordinator.Limits{WindowOps: r.w.rates.window, FlushEvery: r.w.rates.flushEvery, AttachGrace: r.w.rates.grace},
+		Copies: r.w.copies, Gone: r.w.ctl.gone(), Salvaged: r.salvaged,
+		MinCopies: min(r.w.rates.minCopies, r.w.copies), FailHeldAfter: r.w.rates.failHeld,
+		Limits: coordinator.Limits{LossyWait: r.w.rates.lossyWait, WindowOps: r.w.rates.window, FlushEvery: r.w.rates.flushEvery, AttachGrace: r.w.rates.grace},
 	}
 	if r.w.rates.durable {
 		o.Ack = holdfast.AckDurable
@@ -59,27 +69,10 @@ func (r *register) attachBegin(n *node) coordinator.Options {
 
 // replicas is raft's list.
 func (r *register) replicas() (list []coordinator.Replica) {
-	for _, x := range r.w.reps {
-		role := holdfast.RoleStale
-		if r.inISR(x.replica) {
-			role = holdfast.RoleInSync
-		}
-		list = append(list, coordinator.Replica{ID: x.replica, Node: x.id, Role: role, Leaving: x.replica == r.leaving})
+	for _, m := range r.members {
+		list = append(list, coordinator.Replica{ID: m.id, Node: m.node.id, Role: m.role, Leaving: m.leaving})
 	}
 	return list
-}
-
-// setLeaving says which replica is to go, none if it is zero, and tells the holder.
-// (Here one that went comes back with what it has, like one that was evicted.)
-func (r *register) setLeaving(id holdfast.ReplicaID) {
-	r.leaving = id
-	if h := r.w.ctl.holder; h != nil && !h.ended {
-		h.node.after(r.w.between(time.Millisecond, 200*time.Millisecond), func() {
-			if !h.ended {
-				h.step(coordinator.Replicas{List: r.replicas()})
-			}
-		})
-	}
 }
 
 // route delivers a command after a delay, and its answer after another. While
@@ -145,46 +138,52 @@ func (r *register) apply(wr *writer, p coordinator.Propose) coordinator.Outcome 
 		if p.S < r.floor || len(p.ISR) == 0 {
 			return coordinator.OutcomeRefused
 		}
-		r.w.check.activate(p.Epoch, p.Continuous, r)
-		r.active, r.isr, r.detached, r.floor = true, p.ISR, false, p.S
-		r.history = append(r.history, coordinator.Start{Epoch: p.Epoch, S: p.S})
-	case coordinator.CommandShrink:
-		if !r.active {
-			return coordinator.OutcomeConflict
-		}
-		if p.ISRVersion+1 == r.version && !r.inISR(p.Replica) {
-			return coordinator.OutcomeApplied
-		}
-		if p.ISRVersion != r.version && Mutant != "stale_raft_cmd" {
-			return coordinator.OutcomeConflict
-		}
-		if len(r.isr) == 1 && r.inISR(p.Replica) {
-			return coordinator.OutcomeRefused
-		}
-		var isr []holdfast.ReplicaID
-		for _, x := range r.isr {
-			if x != p.Replica {
-				isr = append(isr, x)
+		for _, id := range p.ISR {
+			if !r.inISR(id) && Mutant != "activate_from_any" {
+				return coordinator.OutcomeRefused
 			}
 		}
-		r.isr = isr
-		r.floor = max(r.floor, p.Commit)
-	case coordinator.CommandGrow:
-		if !r.active {
-			return coordinator.OutcomeConflict
+		r.w.check.activate(p.Epoch, p.S, p.Continuous && !r.salvaged, r)
+		for _, m := range r.members {
+			if slices.Contains(p.ISR, m.id) {
+				r.setRole(m, holdfast.RoleInSync)
+			} else if m.role == holdfast.RoleInSync {
+				r.setRole(m, holdfast.RoleStale)
+			}
 		}
-		if p.ISRVersion+1 == r.version && r.inISR(p.Replica) {
+		r.active, r.detached, r.salvaged, r.floor = true, false, false, p.S
+		r.history = append(r.history, coordinator.Start{Epoch: p.Epoch, S: p.S})
+	case coordinator.CommandShrink:
+		m := r.member(p.Replica)
+		switch {
+		case !r.active:
+			return coordinator.OutcomeConflict
+		case p.ISRVersion+1 == r.version && !r.inISR(p.Replica):
 			return coordinator.OutcomeApplied
-		}
-		if p.ISRVersion != r.version && Mutant != "stale_raft_cmd" {
+		case p.ISRVersion != r.version && Mutant != "stale_raft_cmd":
 			return coordinator.OutcomeConflict
-		}
-		if p.Replica == r.leaving {
+		case m == nil || len(r.isr()) == 1 && r.inISR(p.Replica):
 			return coordinator.OutcomeRefused
 		}
-		if !r.inISR(p.Replica) {
-			r.isr = append(append([]holdfast.ReplicaID(nil), r.isr...), p.Replica)
+		if m.leaving {
+			r.remove(m)
+		} else {
+			r.setRole(m, holdfast.RoleStale)
 		}
+		r.floor = max(r.floor, p.Commit)
+	case coordinator.CommandGrow:
+		m := r.member(p.Replica)
+		switch {
+		case !r.active:
+			return coordinator.OutcomeConflict
+		case p.ISRVersion+1 == r.version && r.inISR(p.Replica):
+			return coordinator.OutcomeApplied
+		case p.ISRVersion != r.version && Mutant != "stale_raft_cmd":
+			return coordinator.OutcomeConflict
+		case m == nil || m.leaving || m.role != holdfast.RoleStale && m.role != holdfast.RoleSyncing && m.role != holdfast.RoleInSync:
+			return coordinator.OutcomeRefused
+		}
+		r.setRole(m, holdfast.RoleInSync)
 		r.floor = max(r.floor, p.Commit)
 	}
 	r.version++
@@ -195,7 +194,7 @@ func (r *register) apply(wr *writer, p coordinator.Propose) coordinator.Outcome 
 
 func (r *register) indexes() []int {
 	var out []int
-	for _, id := range r.isr {
+	for _, id := range r.isr() {
 		out = append(out, r.w.indexOf(id))
 	}
 	return out
@@ -203,7 +202,7 @@ func (r *register) indexes() []int {
 
 func (r *register) read(wr *writer, a coordinator.ReadMeta) {
 	r.route(wr, func() coordinator.Event {
-		return coordinator.Meta{ID: a.ID, Epoch: r.epoch, Activated: r.active, ISRVersion: r.version, ISR: append([]holdfast.ReplicaID(nil), r.isr...)}
+		return coordinator.Meta{ID: a.ID, Epoch: r.epoch, Activated: r.active, ISRVersion: r.version, ISR: r.isr()}
 	}, func() coordinator.Event { return coordinator.Meta{ID: a.ID, Err: errNoQuorum} })
 }
 
@@ -211,9 +210,10 @@ func (r *register) detach(wr *writer, a coordinator.Detached) {
 	epoch := wr.epoch
 	r.w.after(r.w.between(time.Millisecond, 20*time.Millisecond), func() {
 		if epoch == r.epoch && r.active && a.ISRVersion == r.version {
-			r.active, r.detached, r.end = false, true, a.End
+			r.active, r.attached, r.detached, r.end = false, false, true, a.End
 			r.floor = max(r.floor, a.Commit)
 			r.w.log("raft: e%d detached at %d", epoch, a.End)
+			r.w.check.atRest(r)
 		}
 	})
 }

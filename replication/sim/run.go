@@ -12,7 +12,7 @@ import (
 // Config is one run.
 type Config struct {
 	Seed  int64
-	Nodes int           // 0: by the seed, 1 to 3
+	Nodes int           // that have a replica at first; 0: by the seed, 1 to 5
 	Chaos time.Duration // simulated time with faults; 0 is 40 s
 	Plain bool          // the volume demands nothing: no min_copies, no failing of held requests, no eviction for slowness
 	Trace func(string)  // a line per event of note; may be nil
@@ -54,14 +54,18 @@ func Run(cfg Config) Report {
 
 	w.heal()
 	rep := Report{Seed: cfg.Seed, Nodes: len(w.nodes)}
-	for w.check.failure == "" && w.now < cfg.Chaos+recovery && !w.settled() {
-		w.run(w.now + 200*time.Millisecond)
-	}
-	if w.check.failure == "" && !w.settled() {
-		rep.Stuck = w.explain()
-	}
-	if w.check.failure == "" && rep.Stuck == "" {
-		w.finish(&rep)
+	for try := 1; ; try++ {
+		end := w.now + recovery
+		for w.check.failure == "" && w.now < end && !w.settled() {
+			w.tend()
+			w.run(w.now + 200*time.Millisecond)
+		}
+		if w.check.failure == "" && !w.settled() {
+			rep.Stuck = w.explain()
+		}
+		if w.check.failure != "" || rep.Stuck != "" || w.finish(&rep) || try == tries {
+			break
+		}
 	}
 	rep.Failure = w.check.failure
 	rep.Steps, rep.Completed, rep.Reads = w.steps, w.check.completed, w.check.readsSeen
@@ -74,19 +78,18 @@ func newWorld(cfg Config) *world {
 	w := &world{cfg: cfg, rng: rand.New(rand.NewSource(cfg.Seed))}
 	n := cfg.Nodes
 	if n == 0 {
-		n = []int{3, 3, 2, 3, 2, 3, 3, 1}[w.rng.Intn(8)]
+		n = []int{3, 3, 2, 3, 2, 3, 3, 1, 3, 5}[w.rng.Intn(10)]
 	}
-	copies := n
-	if w.chance(0.3) {
-		n++ // a host without a replica, where the writer may run
-	}
+	w.copies, w.focus, w.where = n, -1, map[holdfast.ReplicaID]*node{}
+	// Hosts without a replica, where the writer may run, and new ones are placed.
+	n += []int{0, 0, 0, 1, 1, 2}[w.rng.Intn(6)]
 	w.drawRates()
 	w.rates.minCopies = 1
 	if cfg.Seed%3 == 2 && !cfg.Plain {
 		w.drawPolicies()
 	}
 	w.check = newChecker(w)
-	w.raft = &register{w: w}
+	w.raft = &register{w: w, gone: map[holdfast.ReplicaID]bool{}}
 	w.ctl = &controller{w: w, lastReach: make([]time.Duration, n)}
 	for i := range n {
 		x := &node{w: w, index: i, id: idOf[holdfast.NodeID](1, i), rate: 1, doubtedAt: -time.Hour}
@@ -101,11 +104,9 @@ func newWorld(cfg Config) *world {
 		}
 		w.nodes = append(w.nodes, x)
 		w.cut = append(w.cut, make([]bool, n))
-		if i < copies {
-			x.replica = idOf[holdfast.ReplicaID](2, i)
+		if i < w.copies {
+			x.replica = w.raft.place(x, holdfast.RoleInSync).id
 			x.disk = newDisk(x)
-			w.reps = append(w.reps, x)
-			w.raft.isr = append(w.raft.isr, x.replica)
 		}
 	}
 	return w
@@ -142,11 +143,16 @@ func (w *world) sweep() {
 // settled says whether every replica is in sync and every block was read.
 func (w *world) settled() bool {
 	h := w.ctl.holder
-	return len(w.raft.isr) == len(w.reps) && w.raft.active && w.ctl.readAll && h != nil && h.active && h.epoch == w.raft.epoch
+	return len(w.raft.members) == w.copies && len(w.raft.isr()) == w.copies && w.raft.active && w.ctl.readAll && h != nil && h.active && h.epoch == w.raft.epoch
 }
 
-// finish detaches and compares the replicas byte by byte.
-func (w *world) finish(rep *Report) {
+// tries is how often the end is tried: a replica that a stall which outlasted
+// the faults cost its place is brought back once more.
+const tries = 3
+
+// finish detaches and compares the replicas byte by byte. It says false if not
+// all of them were in sync by then.
+func (w *world) finish(rep *Report) bool {
 	w.ctl.finished = true
 	w.ctl.detach()
 	end := w.now + time.Minute
@@ -154,11 +160,15 @@ func (w *world) finish(rep *Report) {
 		w.run(w.now + 100*time.Millisecond)
 	}
 	if w.check.failure != "" {
-		return
+		return true
 	}
 	if !w.raft.detached {
 		rep.Stuck = "detach: " + w.explain()
-		return
+		return true
+	}
+	if len(w.raft.isr()) < w.copies {
+		w.ctl.finished, w.ctl.readAll = false, false
+		return false
 	}
 	// What was flushed survives every host's loss of power (C3).
 	for _, n := range w.nodes {
@@ -167,21 +177,20 @@ func (w *world) finish(rep *Report) {
 	for _, n := range w.nodes {
 		n.start()
 	}
-	first := &w.nodeOf(w.raft.isr[0]).disk.mem
+	w.check.atRest(w.raft)
+	first := w.reps[0]
 	for _, n := range w.reps {
-		if !w.raft.inISR(n.replica) {
-			continue // a stall that outlasted the faults cost it its place
-		}
 		m := &n.disk.mem
 		if m.st.Tail != w.raft.end {
 			w.check.fail("agreement: n%d ends at %d, but the volume was detached at %d", n.index, m.st.Tail, w.raft.end)
 		}
 		for b := range blocks {
-			if m.block(b) != first.block(b) {
-				w.check.fail("agreement: block %d is %d on n%d and %d on n%d", b, m.block(b), n.index, first.block(b), w.indexOf(w.raft.isr[0]))
+			if m.block(b) != first.disk.mem.block(b) {
+				w.check.fail("agreement: block %d is %d on n%d and %d on n%d", b, m.block(b), n.index, first.disk.mem.block(b), first.index)
 			}
 		}
 	}
+	return true
 }
 
 // explain asks every core what it waits for.

@@ -21,7 +21,7 @@ func calmWorld(t *testing.T, seed int64, failHeld time.Duration) *world {
 	w.faults()
 	w.sweep()
 	w.run(20 * time.Second)
-	if h := w.ctl.holder; w.check.failure != "" || h == nil || !h.active || len(w.raft.isr) != 3 {
+	if h := w.ctl.holder; w.check.failure != "" || h == nil || !h.active || len(w.raft.isr()) != 3 {
 		t.Fatalf("seed %d: not attached with three in-sync replicas: %s\n%s", seed, w.check.failure, w.explain())
 	}
 	return w
@@ -57,8 +57,8 @@ func TestRunFlat(t *testing.T) {
 				t.Fatalf("seed %d, minute %d without raft: %d requests answered, %d with an error\n%s", seed, m, answered, failed, w.explain())
 			}
 		}
-		if w.ctl.holder != holder || len(w.raft.isr) != 3 {
-			t.Fatalf("seed %d: after an hour without raft the volume is another session's, or %d replicas are in sync", seed, len(w.raft.isr))
+		if w.ctl.holder != holder || len(w.raft.isr()) != 3 {
+			t.Fatalf("seed %d: after an hour without raft the volume is another session's, or %d replicas are in sync", seed, len(w.raft.isr()))
 		}
 		if n := holder.last - resets; n < 20 {
 			t.Errorf("seed %d: %d connections were made anew in the hour, want many", seed, n)
@@ -83,8 +83,8 @@ func TestRunFlat(t *testing.T) {
 		}
 		w.raft.outUntil = w.now
 		w.minute(t)
-		if answered, failed := w.minute(t); answered == 0 || failed > 0 || len(w.raft.isr) != 2 {
-			t.Errorf("seed %d: raft is back: %d requests answered, %d with an error, %d replicas in sync, want 2\n%s", seed, answered, failed, len(w.raft.isr), w.explain())
+		if answered, failed := w.minute(t); answered == 0 || failed > 0 || len(w.raft.isr()) != 2 {
+			t.Errorf("seed %d: raft is back: %d requests answered, %d with an error, %d replicas in sync, want 2\n%s", seed, answered, failed, len(w.raft.isr()), w.explain())
 		}
 	}
 }

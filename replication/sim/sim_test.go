@@ -4,18 +4,42 @@ import (
 	"flag"
 	"fmt"
 	"runtime"
+	"strconv"
+	"strings"
 	"sync"
 	"testing"
 	"time"
 )
 
 var (
-	seeds   = flag.Int("seeds", defaultSeeds, "how many seeds to run")
+	seeds   = flag.String("seeds", "", "how many seeds to run from -seed on, or FROM-TO")
 	seed    = flag.Int64("seed", 1, "the first seed")
 	minutes = flag.Float64("minutes", 0, "run seeds for so long instead of -seeds")
 	plain   = flag.Bool("plain", false, "volumes demand nothing")
+	all     = flag.Bool("all", false, "go on after a seed that fails")
 	trace   = flag.Bool("events", false, "print what happens (use with -seeds 1)")
 )
+
+// seedRange is what -seeds and -seed ask for: the first seed and how many.
+func seedRange() (first int64, n int, err error) {
+	from, to, isRange := strings.Cut(*seeds, "-")
+	switch {
+	case *seeds == "":
+		return *seed, defaultSeeds, nil
+	case !isRange:
+		n, err = strconv.Atoi(*seeds)
+		return *seed, n, err
+	}
+	first, err = strconv.ParseInt(from, 10, 64)
+	if err != nil {
+		return 0, 0, err
+	}
+	last, err := strconv.ParseInt(to, 10, 64)
+	if err == nil && last < first {
+		err = fmt.Errorf("no seeds from %d to %d", first, last)
+	}
+	return first, int(last - first + 1), err
+}
 
 // prepare is set by the mutants' build.
 var prepare = func() {}
@@ -30,10 +54,14 @@ func replay(s int64) string {
 // back to full strength.
 func TestSeeds(t *testing.T) {
 	prepare()
+	first, count, err := seedRange()
+	if err != nil {
+		t.Fatal(err)
+	}
 	end := time.Now().Add(time.Duration(*minutes * float64(time.Minute)))
 	var (
 		mu    sync.Mutex
-		next  = *seed
+		next  = first
 		total Report
 		wg    sync.WaitGroup
 	)
@@ -41,7 +69,7 @@ func TestSeeds(t *testing.T) {
 		mu.Lock()
 		defer mu.Unlock()
 		s := next
-		if t.Failed() || *minutes == 0 && s >= *seed+int64(*seeds) || *minutes > 0 && !time.Now().Before(end) {
+		if t.Failed() && !*all || *minutes == 0 && s >= first+int64(count) || *minutes > 0 && !time.Now().Before(end) {
 			return 0, false
 		}
 		next++
@@ -68,5 +96,5 @@ func TestSeeds(t *testing.T) {
 		})
 	}
 	wg.Wait()
-	t.Logf("%d seeds from %d: %d steps, %d requests answered (%d reads), %d activations (%d lossy)", next-*seed, *seed, total.Steps, total.Completed, total.Reads, total.Epochs, total.Lossy)
+	t.Logf("%d seeds from %d: %d steps, %d requests answered (%d reads), %d activations (%d lossy)", next-first, first, total.Steps, total.Completed, total.Reads, total.Epochs, total.Lossy)
 }

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/holdfast-storage/holdfast"
+	"github.com/holdfast-storage/holdfast/replication/replica"
 )
 
 // world is one simulated cluster. Everything in it happens in one goroutine,
@@ -19,12 +20,18 @@ type world struct {
 	number uint64
 	steps  int
 
-	nodes []*node // every host
-	reps  []*node // those with a replica
+	nodes []*node                      // every host
+	reps  []*node                      // those with a replica that counts: none that is an orphan, or to be deleted
+	where map[holdfast.ReplicaID]*node // of every replica that ever was
+	ids   int                          // replicas ever made
 	raft  *register
 	check *checker
 	ctl   *controller
 	links []*link
+
+	copies   int // replicas the volume is to have
+	relaying bool
+	focus    int // the chunk that most writes go to; -1: none
 
 	cut     [][]bool // cut[a][b]: nothing travels from a to b
 	rates   rates
@@ -117,6 +124,9 @@ type node struct {
 	disk *disk // nil on a host without a replica
 	host *host
 
+	slowUntil    time.Duration // its disk is slow
+	slowedAt     time.Duration
+	relay        *relay        // waits for this replica to be copied to
 	ambush       bool          // the writer's host fails when this replica is open again
 	ambushIntact bool          // ... when it is declared intact
 	raftCutUntil time.Duration // this host does not reach raft
@@ -134,6 +144,7 @@ func (n *node) jump(d time.Duration) {
 	if n.w.now < n.pausedUntil || n.w.now-n.doubtedAt < 10*time.Second {
 		return
 	}
+	n.w.cover("fault jump")
 	n.w.log("the clock of n%d jumps ahead by %v", n.index, d)
 	n.skew += d
 	n.doubtedAt = n.w.now
@@ -161,6 +172,9 @@ func (n *node) after(d time.Duration, do func()) {
 func (n *node) pause(d time.Duration) {
 	if !n.up || n.w.now < n.pausedUntil {
 		return
+	}
+	if d > replica.DefaultPromiseLength/2 {
+		n.w.cover("fault stall")
 	}
 	n.w.log("n%d stands still for %v", n.index, d)
 	n.pausedUntil = n.w.now + d
@@ -222,6 +236,36 @@ func (n *node) start() {
 	}
 	n.tick()
 	n.w.ctl.livenessChanged()
+}
+
+// serve makes the host's new, empty replica and serves it.
+func (n *node) serve(id holdfast.ReplicaID) {
+	n.replica = id
+	n.disk = newDisk(n)
+	n.disk.ckpt.intactBoot, n.disk.ckpt.st.Intact = -1, false
+	n.disk.mem = n.disk.ckpt.clone()
+	if n.up {
+		n.host = newHost(n)
+	}
+}
+
+// drop deletes the host's replica, with all that is on it.
+func (n *node) drop() {
+	n.replica, n.disk, n.host, n.relay = holdfast.ReplicaID{}, nil, nil, nil
+	n.ambush, n.ambushIntact = false, false
+	for _, l := range n.w.links {
+		if l.host == n && l.rOpen {
+			l.sendToWriter(fin{})
+			l.rOpen = false
+		}
+	}
+}
+
+// slow has the host's disk take long over everything for a while.
+func (n *node) slow(d time.Duration) {
+	n.w.cover("fault slow-disk")
+	n.w.log("the disk of n%d is slow for %v", n.index, d)
+	n.slowedAt, n.slowUntil = n.w.now, n.w.now+d
 }
 
 // tick drives the timers of everything in the process.

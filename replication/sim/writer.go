@@ -136,7 +136,7 @@ func (wr *writer) linkDown(l *link) {
 	}
 	delete(wr.conns, l)
 	delete(wr.links, c)
-	wr.step(coordinator.LinkDown{Replica: l.host.replica, Conn: c})
+	wr.step(coordinator.LinkDown{Replica: l.id, Conn: c})
 }
 
 func (wr *writer) send(c coordinator.Conn, body any) {
@@ -152,11 +152,11 @@ func (wr *writer) dial(id holdfast.ReplicaID, number int) {
 			return
 		}
 		target := w.nodeOf(id)
-		if !target.up || !w.reachable(wr.node.index, target.index) {
+		if !target.up || target.host == nil || target.replica != id || !w.reachable(wr.node.index, target.index) {
 			wr.node.after(w.between(50*time.Millisecond, 300*time.Millisecond), func() { wr.dial(id, number) })
 			return
 		}
-		l := &link{w: w, wr: wr, wLife: wr.life, host: target, rLife: target.life, wOpen: true, rOpen: true}
+		l := &link{w: w, wr: wr, wLife: wr.life, host: target, id: id, rLife: target.life, wOpen: true, rOpen: true}
 		w.links = append(w.links, l)
 		wr.last++
 		wr.links[wr.last], wr.conns[l] = l, wr.last
@@ -171,7 +171,7 @@ func (wr *writer) receive(l *link, body any) {
 	if !ok {
 		return
 	}
-	id := l.host.replica
+	id := l.id
 	switch m := body.(type) {
 	case replica.SendFenceOK:
 		s := m.Status
@@ -228,7 +228,10 @@ func (wr *writer) act(a coordinator.Action) {
 	case coordinator.SendOpen:
 		wr.send(a.Conn, replica.Open{Epoch: a.Epoch, CutTo: a.CutTo, ISRVersion: a.ISRVersion})
 	case coordinator.SendJoin:
-		w.log("e%d joins %v behind %d", wr.epoch, w.nodeOf(a.Replica).index, a.At)
+		w.log("e%d joins %v behind %d", wr.epoch, w.indexOf(a.Replica), a.At)
+		if !w.raft.startSync(wr.epoch, a.Replica) {
+			return // it is to go, or this writer is over
+		}
 		wr.send(a.Conn, replica.Join{Epoch: a.Epoch, At: a.At, ISRVersion: a.ISRVersion})
 	case coordinator.SendAppend:
 		wr.sendAppend(a)
@@ -255,6 +258,7 @@ func (wr *writer) act(a coordinator.Action) {
 		}
 	case coordinator.Sequence:
 		wr.window[a.Seq] = wr.pending[a.ID].m
+		w.check.placed(wr.epoch, a.Seq, wr.pending[a.ID].m)
 	case coordinator.ReleaseWindow:
 		for s := range wr.window {
 			if s <= a.UpTo {
@@ -289,6 +293,9 @@ func (wr *writer) act(a coordinator.Action) {
 		wr.ended, wr.active = true, false
 		if a.Reason == coordinator.EndReplicaRegression || a.Reason == coordinator.EndMetadataRegression || a.Reason == coordinator.EndBadMemory {
 			w.ctl.regressions++
+		}
+		if a.Reason == coordinator.EndNoInSync {
+			w.ctl.callOperator()
 		}
 	case coordinator.Notice:
 		w.log("e%d %s n%d: %s", wr.epoch, a.Kind, w.indexOf(a.Replica), a.Text)
@@ -358,6 +365,10 @@ func (wr *writer) fetched(m fetchedMsg) {
 	}
 	if !cp.dst.wOpen {
 		wr.endCopy(cp, errCopy, false)
+		return
+	}
+	if m.err != nil {
+		wr.endCopy(cp, m.err, false)
 		return
 	}
 	switch {
