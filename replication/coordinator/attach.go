@@ -39,7 +39,7 @@ func (c *Core) onFenceOK(m *member, st Status) {
 	m.eff = c.effective(st)
 	m.answered = true
 	m.hard = false // it works again, in another process life
-	m.regressed = m.inISR && m.eff < c.floor() && Mutant != "isr_keeps_short_no_floor"
+	m.regressed = m.inISR && m.eff < c.floor()
 	if m.regressed || m.eff < st.Commit && !st.Syncing {
 		// Durable entries are missing, or committed ones are not in the history.
 		m.regressed = m.inISR
@@ -178,15 +178,11 @@ func (c *Core) progressOpening() {
 	}
 }
 
-// keepsShort serves the mutants that activate members shorter than S as they are,
-// and bring them what they lack once they count.
-func keepsShort() bool { return Mutant == "isr_keeps_short" || Mutant == "isr_keeps_short_no_floor" }
-
 // extend brings the entries up to S to a member that lacks them, then makes
 // them durable.
 func (c *Core) extend(m *member) {
 	switch {
-	case m.tail >= c.s && m.dur >= c.s, keepsShort():
+	case m.tail >= c.s && m.dur >= c.s, Mutant == "isr_keeps_short":
 		m.confirmed = true
 	case m.tail >= c.s:
 		if len(m.flushes) == 0 {
@@ -269,7 +265,7 @@ func (c *Core) activated(version holdfast.ISRVersion, isr []holdfast.ReplicaID) 
 	c.lookBelow()
 	for _, m := range c.members {
 		switch {
-		case keepsShort() && m.confirmed && m.tail < c.s:
+		case Mutant == "isr_keeps_short" && m.confirmed && m.tail < c.s: // what it lacks comes once it counts
 			m.link, m.durEver = linkCatchup, m.dur
 		case m.inISR && m.confirmed:
 			m.link, m.sent = linkStreaming, c.s

@@ -5,8 +5,11 @@ package sim
 import (
 	"fmt"
 	"maps"
+	"runtime"
 	"slices"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
 )
 
@@ -55,17 +58,33 @@ var mustCover = map[string]string{
 }
 
 // coverSeeds is enough that the rarest of them comes several times.
-const coverSeeds = 600
+const coverSeeds = 1000
 
 // TestCoverage fails for what no run came through: a rule that is never reached
 // is not tested by the seeds that pass.
 func TestCoverage(t *testing.T) {
-	seen := map[string]int{}
-	for s := int64(1); s <= coverSeeds; s++ {
-		if r := Run(Config{Seed: s, Cover: func(what string) { seen[what]++ }}); r.Failure != "" {
-			t.Fatalf("seed %d: %s", s, r.Failure)
-		}
+	var (
+		mu   sync.Mutex
+		seen = map[string]int{}
+		next atomic.Int64
+		wg   sync.WaitGroup
+	)
+	for range runtime.GOMAXPROCS(0) {
+		wg.Go(func() {
+			mine := map[string]int{}
+			for s := next.Add(1); s <= coverSeeds; s = next.Add(1) {
+				if r := Run(Config{Seed: s, Cover: func(what string) { mine[what]++ }}); r.Failure != "" {
+					t.Errorf("seed %d: %s", s, r.Failure)
+				}
+			}
+			mu.Lock()
+			defer mu.Unlock()
+			for what, n := range mine {
+				seen[what] += n
+			}
+		})
 	}
+	wg.Wait()
 	var out strings.Builder
 	for _, prefix := range slices.Sorted(maps.Keys(mustCover)) {
 		for _, name := range strings.Fields(mustCover[prefix]) {

@@ -15,7 +15,15 @@
 //     losing what is under way; hosts are cut off, both ways or one way, and
 //     messages wait until the cut heals;
 //   - a bit flips on the way to a log, or under a read: the edge's checksum
-//     tells; a disk fails for the life of a process, what was not synced is lost;
+//     tells; a block of a base rots for seconds, until a scrub repairs it; a
+//     durable record becomes unreadable, which the next open finds (damaged); a
+//     disk fails for the life of a process, what was not synced is lost;
+//   - a disk is slow for seconds: changes of the log keep their order, but what
+//     comes on a connection meanwhile overtakes them;
+//   - replicas are placed on hosts that have none, and told to go; what is removed
+//     is deleted by its host and its id never used again;
+//   - a volume is salvaged (ForceRecover) from an in-sync, a stale or an orphaned
+//     replica, after every process died: the operator's claim is true;
 //   - a process stands still for seconds; a sync takes seconds;
 //   - raft is one register with the compare-and-set commands of the protocol;
 //     it may be out of reach, answers may be lost, and a command whose answer
@@ -23,10 +31,14 @@
 //   - a writer may be replaced while it runs (force), at any time.
 //
 // Checked after every step, from what clients were told: C1 (per block
-// linearizable), C2, C3, C4, C5 and C6; at the end, that all replicas hold the same
-// bytes and that the cluster finds back to full strength. No check looks at a
-// rule of the protocol.
+// linearizable), C2, C3, C4, C5 and C6; that what a session finds is what the one
+// order of all writes up to its start says, over all blocks; at rest, after a clean
+// detach, that each in-sync replica is its log's prefix; at the end, that all
+// replicas hold the same bytes and that the cluster finds back to full strength.
+// The order is what writers gave places to, cut where raft says that a later epoch
+// starts. No check looks at a rule of the protocol.
 //
 // Start reading at Run in run.go; the checks are in check.go, the faults in
-// faults.go. `go test ./replication/sim -seeds N -seed S` runs seeds S..S+N-1.
+// faults.go, members.go and relay.go. `go test ./replication/sim -seeds FROM-TO` runs
+// those seeds.
 package sim

@@ -34,6 +34,7 @@ type rates struct {
 	slowWindow  time.Duration // of the look for slow members; 0: the default, longer than a run
 	policy      time.Duration // between changes of min_copies
 	members     time.Duration // between two changes of who has a replica
+	apart       bool          // every clock is as fast or as slow as may be
 	lossyWait   time.Duration // T_wait; 0: its default
 
 	// Faults, each as the mean time between two.
@@ -128,9 +129,22 @@ func (w *world) drawRates() {
 	w.rates.oneWay = pick(0.3, 3*s, 15*s)
 	w.rates.relay = pick(0.25, 8*s, 20*s)
 	w.rates.focus = pick(0.3, 1*s, 8*s)
-	if w.chance(0.04) && w.copies == 3 {
+	// Some worlds are calm but for one script, which otherwise others cut short.
+	switch script := w.rng.Intn(50); {
+	case script < 2 && w.copies == 3:
 		w.calm()
 		w.rates.relay = 2 * s
+	case script < 5 && w.copies > 1:
+		w.calm()
+		w.rates.eclipse, w.rates.pingsOnly, w.rates.apart = 3*s, false, true
+		w.rates.delay, w.rates.raftDelay, w.rates.grace = w.between(200*time.Microsecond, 3*time.Millisecond), 5*time.Millisecond, w.between(time.Millisecond, 10*time.Millisecond)
+	case script < 8 && w.copies > 1:
+		// The volume goes from hand to hand, sooner than all replicas answer, and
+		// now and then a host fails just then.
+		w.calm()
+		w.rates.force, w.rates.strike = 2*s, 0.1+0.2*r.Float64()
+		w.rates.pingsOnly, w.rates.apart, w.rates.raftDelay = false, true, 5*time.Millisecond
+		w.rates.delay, w.rates.grace, w.rates.lossyWait = w.between(50*time.Millisecond, 200*time.Millisecond), w.between(time.Millisecond, 20*time.Millisecond), 12*s
 	}
 }
 

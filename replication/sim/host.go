@@ -416,7 +416,7 @@ func (h *host) sample(key readKey) {
 	}
 	h.samples[key] = s
 	if h.unnoticed(key.conn) {
-		h.act(replica.SendSample{Conn: key.conn, ID: key.id})
+		h.act(replica.SendSample{Conn: key.conn, ID: key.id, Err: s.err})
 		return
 	}
 	h.step(replica.Sampled{Conn: key.conn, ID: key.id, Err: s.err})

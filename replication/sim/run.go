@@ -94,7 +94,11 @@ func newWorld(cfg Config) *world {
 	for i := range n {
 		x := &node{w: w, index: i, id: idOf[holdfast.NodeID](1, i), rate: 1, doubtedAt: -time.Hour}
 		x.skew = w.between(0, time.Hour)
-		switch w.rng.Intn(4) {
+		drift := w.rng.Intn(4)
+		if w.rates.apart {
+			drift = 1 + drift%2
+		}
+		switch drift {
 		case 0:
 			x.rate += maxDrift * (2*w.rng.Float64() - 1)
 		case 1:
