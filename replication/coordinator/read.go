@@ -95,6 +95,12 @@ func (c *Core) progressRead(r *read) (done bool) {
 // sampleRead has the bytes taken from a member, and a ping round begun.
 func (c *Core) sampleRead(r *read) {
 	m := c.untried(r)
+	if m == nil && r.err == nil && len(r.tried) > 0 {
+		// It was hedged away from a slow member, and the other one left: the slow
+		// one is asked again.
+		r.tried = r.tried[:0]
+		m = c.untried(r)
+	}
 	if m == nil {
 		return
 	}

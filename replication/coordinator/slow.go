@@ -100,7 +100,7 @@ func (c *Core) lookPace() {
 		}
 		m.pace.strikes++
 		c.notice(NoticeSlow, m, true, "median %v, the others' %v, %d windows in a row", acks, others, m.pace.strikes)
-		if m.pace.strikes >= slowWindows && m.inISR && !m.evicting && c.inSyncCount() > max(1, c.opt.MinCopies) && c.otherHealthy(m) {
+		if m.pace.strikes >= slowWindows && m.inISR && !m.evicting && c.stayingCount() > max(1, c.opt.MinCopies) && c.otherHealthy(m) {
 			m.pace.strikes = 0
 			m.holdDown(c.now)
 			m.evicting = true
@@ -108,6 +108,18 @@ func (c *Core) lookPace() {
 		}
 	}
 	c.freshPace()
+}
+
+// stayingCount is the size of the in-sync set without those that are on their way
+// out of it: raft takes one at a time.
+func (c *Core) stayingCount() int {
+	n := 0
+	for _, m := range c.members {
+		if m.inISR && !m.evicting {
+			n++
+		}
+	}
+	return n
 }
 
 func isSlow(median, others time.Duration) bool {
@@ -131,7 +143,9 @@ func (c *Core) compare(m *member, of func(*pace) *latency) (own, others time.Dur
 	}
 	if len(medians) > 0 {
 		slices.Sort(medians)
-		others = medians[(len(medians)-1)/2]
+		// Of two, the slower one: a member that is as fast as another is not slow,
+		// however near the third is to the writer.
+		others = medians[len(medians)/2]
 	}
 	return own, others
 }

@@ -596,4 +596,7 @@ func (w *world) heal() {
 		}
 		n.start()
 	}
+	if w.rates.slowWindow > 0 {
+		w.ctl.attach() // a new session holds nobody down for having been slow
+	}
 }

@@ -216,8 +216,8 @@ func (w *world) salvage() {
 	}
 	if len(choice) == 0 {
 		// Nothing holds any one state: the medium must be made to read again.
-		for _, n := range w.reps {
-			if n.disk != nil {
+		for _, id := range r.isr() {
+			if n := w.nodeOf(id); n.disk != nil {
 				n.crash(false)
 				n.disk.mend()
 				w.after(w.between(time.Second, 3*time.Second), n.start)
