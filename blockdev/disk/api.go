@@ -75,6 +75,7 @@ type Stat struct {
 	WALSize   int64
 	WALUsed   int64
 	Replicas  int
+	Repair    RepairStat
 	// MarkedFailed: an I/O error was seen in an earlier life; nothing on this
 	// disk is ever intact again.
 	MarkedFailed bool
@@ -172,8 +173,12 @@ type Status struct {
 	// returns this error; it is to be deleted and rebuilt from a peer.
 	Damaged error
 	// BadRanges are ranges whose logged bytes were lost to corruption: they
-	// read as ErrIntegrity until overwritten.
+	// read as ErrIntegrity until overwritten. BadEntry is the last entry that
+	// lost some and is not applied; 0 for none.
 	BadRanges []Range
+	BadEntry  holdfast.Seq
+	Bad       int64 // blocks found bad, or lost, and not yet good again
+	Poison    int64 // blocks in chunks that are lost until overwritten
 }
 
 // MaxEpochTails bounds Status.EpochTails, as raft bounds a segment's history.
@@ -187,6 +192,7 @@ const (
 	BlockZero   BlockState = 0 // reads as zeroes; holds no bytes
 	BlockData   BlockState = 1 // holds bytes with a checksum
 	BlockPoison BlockState = 2 // its bytes are lost: reads fail with ErrIntegrity until overwritten
+	BlockBad    BlockState = 3 // it should hold bytes with the given checksum, and they do not match; only in what ReadChunk returns
 )
 
 // ChunkRef names one chunk that ever held data.
@@ -202,7 +208,7 @@ type Chunk struct {
 	// Data is holdfast.ChunkSize bytes, zero where the block's state is not
 	// BlockData; nil if no block is.
 	Data    []byte
-	CRC     [holdfast.BlocksPerChunk]uint32 // crc32c of each block of state BlockData, else 0
+	CRC     [holdfast.BlocksPerChunk]uint32 // crc32c of each block of state BlockData or BlockBad, else 0
 	State   [holdfast.BlocksPerChunk]BlockState
 	LastSeq holdfast.Seq // as in ChunkRef
 	AsOf    holdfast.Seq // the applied entry at which the chunk had these bytes

@@ -209,6 +209,7 @@ func (r *Replica) applyBatch(batch []*logEntry) error {
 	}
 	clear(r.mapping)
 	r.applied = last
+	r.foundLost()
 	return nil
 }
 
@@ -280,6 +281,9 @@ func (r *Replica) merge(buf []byte, chunk int64, e *chunkEntry, p *chunkPlan) (d
 			}
 			r.d.log.Error("logged bytes lost", "replica", r.desc.Replica.String(), "seq", uint64(src.seq), "chunk", chunk, "error", err)
 			state = BlockPoison
+			for k := i; k < i+n; k++ {
+				r.lose(chunk, k)
+			}
 		}
 		for k := i; k < i+n; k++ {
 			e.setState(k, state)
@@ -321,6 +325,7 @@ func (r *Replica) setChunk(chunk int64, e chunkEntry, applied holdfast.Seq) {
 	if e.typ == chunkAbsent {
 		return // zeroes upon zeroes
 	}
+	r.bad.keep(chunk, 0) // whatever is still bad is found again
 	if e.typ == chunkMapped && e.states == 0 && !r.writePending(chunk, applied) {
 		r.d.alloc.later(e.phys)
 		e = chunkEntry{typ: chunkZero, lastSeq: e.lastSeq, asOf: e.asOf}

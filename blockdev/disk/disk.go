@@ -51,6 +51,7 @@ type Disk struct {
 	replicas map[holdfast.ReplicaID]*Replica
 	closed   bool
 
+	repairs  repairCounters
 	stuck    atomic.Int64 // how full the log was after room was last sought in vain
 	failure  atomic.Pointer[holdfast.Error]
 	opened   atomic.Bool // Open has returned, or is about to
@@ -77,6 +78,7 @@ func (d *Disk) Stat() Stat {
 	if e := d.failure.Load(); e != nil && e != errClosed {
 		s.Failed = e
 	}
+	s.Repair = RepairStat{Found: d.repairs.found.Load(), Repaired: d.repairs.repaired.Load(), Poisoned: d.repairs.poisoned.Load()}
 	d.mu.RLock()
 	s.Replicas = len(d.replicas)
 	d.mu.RUnlock()

@@ -15,7 +15,8 @@
 //   - R9: chunks change only by entries that are committed and durable here.
 //   - R12: the first error of a write or a sync fails the disk for this
 //     process's life; nothing is ever written or synced again.
-//   - C6: bytes are returned only if their checksums hold.
+//   - C6: bytes are returned only if their checksums hold. What does not match is
+//     remembered (Replica.Bad) and replaced by what a peer holds (Replica.Repair).
 //
 // Concurrency: all exported methods may be called concurrently, on one replica
 // or many. Appends to different replicas share writes, Syncs from any number

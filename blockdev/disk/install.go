@@ -93,8 +93,9 @@ func (r *Replica) catchUp() error {
 }
 
 // ReadChunk returns a chunk as of the applied entry, which it names. A chunk
-// that was never written is all zero. ErrIntegrity if bytes do not match, also
-// when read from the medium; blocks known to be lost are BlockPoison.
+// that was never written is all zero. A block that cannot be read, or does not
+// match, also when read from the medium, is BlockBad, with the checksum that it
+// should have; one known to be lost is BlockPoison.
 func (r *Replica) ReadChunk(index int64) (Chunk, error) {
 	if index < 0 || index > (r.desc.Size-1)/chunkSize {
 		return Chunk{}, holdfast.Errorf(holdfast.ErrInvalid, "read chunk %d of replica %v: it has %d bytes", index, r.desc.Replica, r.desc.Size)
@@ -110,7 +111,8 @@ func (r *Replica) ReadChunk(index int64) (Chunk, error) {
 	if err != nil {
 		return Chunk{}, err
 	}
-	c := Chunk{Index: index, LastSeq: e.lastSeq, AsOf: asOf}
+	// An installed chunk may be ahead of what is applied to others.
+	c := Chunk{Index: index, LastSeq: e.lastSeq, AsOf: max(asOf, e.asOf)}
 	if e.typ != chunkMapped {
 		return c, nil
 	}
@@ -123,29 +125,44 @@ func (r *Replica) ReadChunk(index int64) (Chunk, error) {
 	if c.Data == nil {
 		return c, nil
 	}
-	if _, err := r.d.main.ReadAt(c.Data, r.d.chunkOffset(e.phys)); err != nil {
-		return Chunk{}, holdfast.Errorf(holdfast.ErrIO, "read chunk %d of replica %v: %w", index, r.desc.Replica, err)
-	}
+	err = r.readChunk(&c, &e)
+	return c, err
+}
+
+// readChunk reads the blocks of a chunk that hold data, each from the medium if
+// it does not match. The caller holds applying.
+func (r *Replica) readChunk(c *Chunk, e *chunkEntry) error {
+	_, failed := r.d.main.ReadAt(c.Data, r.d.chunkOffset(e.phys))
+	bad := uint16(0)
 	for i, s := range c.State {
 		b := c.Data[i*blockSize : (i+1)*blockSize]
+		if s == BlockPoison {
+			bad |= 1 << i
+		}
 		if s != BlockData {
 			clear(b)
 			continue
 		}
 		c.CRC[i] = e.crc[i]
-		if crc32.Checksum(b, castagnoli) == e.crc[i] {
+		if failed == nil && crc32.Checksum(b, castagnoli) == e.crc[i] {
 			continue
 		}
 		src := source{kind: fromChunk, phys: e.phys, pos: int64(i) * blockSize}
-		if err := r.d.fetch(b, src, true); err != nil {
-			return Chunk{}, holdfast.Errorf(holdfast.ErrIO, "read chunk %d of replica %v: %w", index, r.desc.Replica, err)
+		if err := r.d.fetch(b, src, true); err == nil && crc32.Checksum(b, castagnoli) == e.crc[i] {
+			continue
 		}
-		if got := crc32.Checksum(b, castagnoli); got != e.crc[i] {
-			return Chunk{}, holdfast.Errorf(holdfast.ErrIntegrity, "block %d of chunk %d of replica %v has checksum %08x, not %08x",
-				i, index, r.desc.Replica, got, e.crc[i])
+		if err := r.d.failed(); err != nil {
+			return err
 		}
+		clear(b)
+		c.State[i] = BlockBad
+		bad |= 1 << i
 	}
-	return c, nil
+	r.bad.keep(c.Index, bad)
+	if bad != 0 {
+		r.found(c.Index, bad)
+	}
+	return nil
 }
 
 // InstallChunk replaces a chunk by what a source read as of entry c.AsOf, with
@@ -357,6 +374,7 @@ func (r *Replica) replaceChunk(c *Chunk, phys uint32, old chunkEntry) error {
 		}
 	}
 	r.setChunk(c.Index, e, applied)
+	r.foundLost()
 	r.asOf = max(r.asOf, c.AsOf)
 	return nil
 }

@@ -109,14 +109,13 @@ func (r *Replica) readRun(p []byte, srcs []source, block int64) error {
 		clear(p)
 		return nil
 	}
+	var failed error // of a run; a sector that cannot be read costs its block alone
 	if srcs[0].kind != fromLoss {
-		if err := r.d.fetch(p, srcs[0], false); err != nil {
-			return holdfast.Errorf(holdfast.ErrIO, "read block %d of replica %v: %w", block, r.desc.Replica, err)
-		}
+		failed = r.d.fetch(p, srcs[0], false)
 	}
 	for i := range srcs {
 		b := p[i*blockSize : (i+1)*blockSize]
-		if srcs[i].kind != fromLoss && crc32.Checksum(b, castagnoli) == srcs[i].crc {
+		if srcs[i].kind != fromLoss && failed == nil && crc32.Checksum(b, castagnoli) == srcs[i].crc {
 			continue
 		}
 		if err := r.readAgain(b, srcs[i], block+int64(i)); err != nil {
@@ -155,12 +154,17 @@ func (r *Replica) readAgain(p []byte, src source, block int64) error {
 		}
 	}
 	if src.kind == fromLoss {
+		r.foundBlock(block)
 		return holdfast.Errorf(holdfast.ErrIntegrity, "block %d of replica %v is lost until it is written again", block, r.desc.Replica)
 	}
 	if err := r.d.fetch(p, src, true); err != nil {
+		if r.d.failed() == nil {
+			r.foundBlock(block)
+		}
 		return holdfast.Errorf(holdfast.ErrIO, "read block %d of replica %v: %w", block, r.desc.Replica, err)
 	}
 	if got := crc32.Checksum(p, castagnoli); got != src.crc {
+		r.foundBlock(block)
 		return holdfast.Errorf(holdfast.ErrIntegrity, "block %d of replica %v has checksum %08x, not %08x", block, r.desc.Replica, got, src.crc)
 	}
 	return nil

@@ -88,7 +88,14 @@ func (r *Replica) relogSome(old []*logEntry) (int, error) {
 		}
 		if e.typ == recWrite {
 			rec.payload = make([]byte, e.length)
-			if err := r.readPayload(rec.payload, e, 0); err != nil {
+			err := r.readPayload(rec.payload, e, 0)
+			if holdfast.KindOf(err) == holdfast.ErrIntegrity {
+				r.mu.Lock()
+				e.bad = true // it stays where it is, and those that were to move with it
+				r.mu.Unlock()
+				return len(old), nil
+			}
+			if err != nil {
 				return 0, err
 			}
 		}

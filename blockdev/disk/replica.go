@@ -58,6 +58,9 @@ type Replica struct {
 
 	damaged error
 	deleted bool
+
+	bad  badBlocks
+	lost map[int64]uint16 // blocks of chunks that an apply found lost in the log; guarded by applying
 }
 
 // commitMark says that the record of serial tells of commit.
@@ -615,7 +618,8 @@ func (r *Replica) Status() Status {
 		Applied: r.applied, Floor: r.lowest(), Checkpoint: r.ckpt,
 		EpochTails: append([]EpochStart(nil), r.tails...),
 		Intact:     r.intact, IntactEpoch: r.intactEpoch, HintEpoch: r.hintEpoch, HintISR: r.hintISR,
-		Used: r.tree.mapped * chunkSize, Damaged: r.damaged, BadRanges: r.index.badRanges(r.applied),
+		Used: r.tree.mapped * chunkSize, Damaged: r.damaged, BadRanges: r.index.badRanges(r.applied), BadEntry: r.index.lastBad(r.applied),
+		Bad: r.bad.count(), Poison: r.tree.poison,
 	}
 }
 

@@ -3,6 +3,7 @@ package disk
 import (
 	"encoding/binary"
 	"hash/crc32"
+	"math/bits"
 	"sort"
 
 	"github.com/holdfast-storage/holdfast"
@@ -74,6 +75,12 @@ func (e *chunkEntry) setState(i int64, s BlockState) {
 	e.states = e.states&^(15<<(4*i)) | uint64(s)<<(4*i)
 }
 
+// poisoned counts the blocks that are poison.
+func (e *chunkEntry) poisoned() int64 {
+	const second = 0x2222222222222222 // of the bits of each state, BlockPoison's
+	return int64(bits.OnesCount64(e.states & second))
+}
+
 // pageRef is how a page is referred to.
 type pageRef struct {
 	page int64 // -1: none
@@ -101,6 +108,7 @@ type tree struct {
 	levels  []map[int64]*node // levels[0] refers to leaves
 	root    pageRef
 	mapped  int64 // chunks of type chunkMapped
+	poison  int64 // blocks that are poison
 }
 
 func newTree(id holdfast.ReplicaID, size int64) *tree {
@@ -136,6 +144,7 @@ func (t *tree) set(chunk int64, e chunkEntry) {
 	if e.typ == chunkMapped {
 		t.mapped++
 	}
+	t.poison += e.poisoned() - old.poisoned()
 	*old = e
 	l.dirty = true
 }
@@ -415,6 +424,7 @@ func (t *tree) loadPage(ref pageRef, level int, index int64, seed uint32, chunks
 				return holdfast.Errorf(holdfast.ErrIntegrity, "chunk %d of the disk is mapped twice", l.entries[i].phys)
 			}
 			t.mapped++
+			t.poison += l.entries[i].poisoned()
 		}
 		return nil
 	}

@@ -44,9 +44,13 @@ type Status struct {
 	// Held is, while Syncing, the seq up to which the base was whole before
 	// the first rebase: a copy brings the chunks changed after it.
 	Held holdfast.Seq
-	// Damaged: a record or block within the durable part is bad; such a copy
+	// Damaged: a record within the durable part is unreadable; such a copy
 	// is never a source and never continues by itself.
 	Damaged bool
+	// Lost is the last logged entry whose bytes are lost and that is not in the
+	// base yet, or 0: such a copy is not intact, and continues by itself only if
+	// there is no other. In the base the entry's blocks are poison.
+	Lost holdfast.Seq
 
 	HintEpoch holdfast.Epoch // highest (epoch, isr version) this copy was told
 	HintISR   holdfast.ISRVersion
@@ -137,6 +141,15 @@ type (
 		AsOf  holdfast.Seq
 		Batch Batch
 	}
+	// Repair is REPAIR: blocks of one chunk for those that are bad here, as the
+	// writer found them on in-sync copies, as of AsOf. The edge keeps them under
+	// Batch.
+	Repair struct {
+		Conn  Conn
+		Epoch holdfast.Epoch
+		AsOf  holdfast.Seq
+		Batch Batch
+	}
 	// Whole is WHOLE: nothing is missing any more (R11).
 	Whole struct {
 		Conn  Conn
@@ -189,6 +202,11 @@ type (
 		Batch Batch
 		Err   error
 	}
+	// Repaired answers LogRepair. An ErrRefused or ErrIntegrity changed nothing.
+	Repaired struct {
+		Batch Batch
+		Err   error
+	}
 	// WholeDone answers LogWhole.
 	WholeDone struct{ Err error }
 	// AppliedTo tells that the base now holds the prefix up to Applied, and
@@ -204,8 +222,8 @@ type (
 // to the disk, "Send" actions to a connection. A Send to a connection that is
 // closed is dropped in silence. Sends on one connection keep their order.
 //
-// LogAppend, LogFence, LogTruncate, LogRebase, LogInstall, LogWhole and
-// LogIntact change the log and must take effect in order. LogSync, LogRead and
+// LogAppend, LogFence, LogTruncate, LogRebase, LogInstall, LogRepair, LogWhole
+// and LogIntact change the log and must take effect in order. LogSync, LogRead and
 // LogFetch may run beside them, but see every change executed before them. The
 // answers may come in any order unless said otherwise; every Log action with
 // an answer gets exactly one.
@@ -255,6 +273,13 @@ type (
 	// LogInstall installs the chunk kept under Batch atomically, v = its
 	// AsOf, then answers Installed.
 	LogInstall struct {
+		Batch Batch
+		AsOf  holdfast.Seq
+	}
+	// LogRepair replaces what is bad of the chunk kept under Batch: a block in its
+	// place if its checksum is the one this copy holds for it, else the chunk as
+	// LogInstall does. Then it answers Repaired.
+	LogRepair struct {
 		Batch Batch
 		AsOf  holdfast.Seq
 	}
@@ -334,6 +359,13 @@ type (
 		AsOf  holdfast.Seq
 		Retry bool
 	}
+	// SendRepaired answers Repair, with Retry as in SendInstalled.
+	SendRepaired struct {
+		Conn  Conn
+		Batch Batch
+		AsOf  holdfast.Seq
+		Retry bool
+	}
 	// SendWhole answers Whole.
 	SendWhole struct {
 		Conn  Conn
@@ -366,6 +398,7 @@ func (Ping) replicaEvent()      {}
 func (Read) replicaEvent()      {}
 func (Intact) replicaEvent()    {}
 func (Install) replicaEvent()   {}
+func (Repair) replicaEvent()    {}
 func (Whole) replicaEvent()     {}
 func (Fetch) replicaEvent()     {}
 func (Closed) replicaEvent()    {}
@@ -376,6 +409,7 @@ func (Appended) replicaEvent()  {}
 func (Synced) replicaEvent()    {}
 func (Sampled) replicaEvent()   {}
 func (Installed) replicaEvent() {}
+func (Repaired) replicaEvent()  {}
 func (WholeDone) replicaEvent() {}
 func (AppliedTo) replicaEvent() {}
 func (Failed) replicaEvent()    {}
@@ -390,6 +424,7 @@ func (LogRead) replicaAction()       {}
 func (LogIntact) replicaAction()     {}
 func (LogHint) replicaAction()       {}
 func (LogInstall) replicaAction()    {}
+func (LogRepair) replicaAction()     {}
 func (LogWhole) replicaAction()      {}
 func (LogFetch) replicaAction()      {}
 func (Drop) replicaAction()          {}
@@ -402,6 +437,7 @@ func (SendPong) replicaAction()      {}
 func (SendSample) replicaAction()    {}
 func (DropRead) replicaAction()      {}
 func (SendInstalled) replicaAction() {}
+func (SendRepaired) replicaAction()  {}
 func (SendWhole) replicaAction()     {}
 func (SendFailed) replicaAction()    {}
 func (CloseConn) replicaAction()     {}

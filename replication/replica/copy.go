@@ -67,7 +67,7 @@ func (c *Core) wholeDone(e WholeDone) {
 		c.fail(e.Err)
 		return
 	}
-	c.st.Syncing, c.st.Damaged = false, false
+	c.st.Syncing, c.st.Damaged, c.st.Lost = false, false, 0
 	c.st.Held = 0
 	c.st.Dur = max(c.st.Dur, c.wholeTail)
 	if c.sess.step == stepOpen && c.sess.joined {
@@ -93,6 +93,9 @@ func (c *Core) appliedTo(e AppliedTo) {
 	}
 	c.st.Applied = max(c.st.Applied, e.Applied)
 	c.st.Checkpoint = max(c.st.Checkpoint, e.Checkpoint)
+	if c.st.Lost <= c.st.Applied {
+		c.st.Lost = 0 // poison in the base by now
+	}
 	kept := c.fetches[:0]
 	for _, f := range c.fetches {
 		if f.need <= c.st.Applied {

@@ -94,6 +94,7 @@ type Core struct {
 	opening   openWork
 	rebasing  bool // a LogRebase is outstanding
 	installs  []installing
+	repairs   []installing
 	wholeWant bool
 	wholeBusy bool
 	wholeTail holdfast.Seq
@@ -195,6 +196,10 @@ func (c *Core) Step(ev Event) []Action {
 		c.install(e)
 	case Installed:
 		c.installed(e)
+	case Repair:
+		c.repair(e)
+	case Repaired:
+		c.repaired(e)
 	case Whole:
 		if c.admit(e.Conn, e.Epoch) && c.st.Syncing && !c.wholeBusy {
 			c.wholeWant = true

@@ -145,7 +145,7 @@ func (c *Core) opened(e Opened) {
 		if !c.st.Syncing {
 			c.st.Held = w.held
 		}
-		c.st.Syncing, c.st.Intact = true, false
+		c.st.Syncing, c.st.Intact, c.st.Lost = true, false, 0
 		c.st.Tail, c.st.Dur = w.to, w.to
 		c.st.Applied, c.st.Checkpoint = w.to, w.to
 		c.st.TailEpoch = c.st.Fence
@@ -165,6 +165,9 @@ func (c *Core) opened(e Opened) {
 // cut mirrors a truncation of the log.
 func (c *Core) cut(to holdfast.Seq) {
 	c.st.Tail = to
+	if c.st.Lost > to {
+		c.st.Lost = 0 // what is left is told anew by the next start
+	}
 	c.st.Dur = min(c.st.Dur, to)
 	c.syncTo = min(c.syncTo, to)
 	starts := c.st.EpochStarts

@@ -3,6 +3,7 @@ package serve
 import (
 	"context"
 	"sync"
+	"time"
 
 	"github.com/holdfast-storage/holdfast"
 	"github.com/holdfast-storage/holdfast/blockdev/disk"
@@ -37,6 +38,10 @@ type replicaLog interface {
 	Ahead(want int64) error
 	Afford(off, length, pending int64) (disk.Affordable, error)
 	Reserve(want int64) (granted int64, err error)
+	// Repair replaces what is bad of a chunk; Bad names chunks that have bad
+	// blocks, each again after a while.
+	Repair(c disk.Chunk) error
+	Bad(max int, now, every time.Duration) []int64
 }
 
 // coreStatus is what the core is told of the log at its start.
@@ -45,7 +50,7 @@ func coreStatus(log replicaLog) replica.Status {
 	out := replica.Status{
 		Fence: st.Fence, Tail: st.Tail, Dur: st.Dur, Commit: min(st.Commit, st.Tail),
 		Applied: st.Applied, Checkpoint: st.Checkpoint, Intact: st.Intact, Syncing: log.Syncing(),
-		Damaged: st.Damaged != nil, HintEpoch: st.HintEpoch, HintISR: st.HintISR,
+		Damaged: st.Damaged != nil, Lost: st.BadEntry, HintEpoch: st.HintEpoch, HintISR: st.HintISR,
 	}
 	for _, e := range st.EpochTails {
 		out.EpochStarts = append(out.EpochStarts, replica.EpochStart{Epoch: e.Epoch, First: e.First})
@@ -58,7 +63,7 @@ func coreStatus(log replicaLog) replica.Status {
 func fencedMessage(st replica.Status, opens holdfast.OpenCount, logSize int64) *wire.Fenced {
 	m := &wire.Fenced{
 		Tail: st.Tail, TailEpoch: st.TailEpoch, Durable: st.Dur, Commit: st.Commit, Applied: st.Applied, Checkpoint: st.Checkpoint,
-		Held: st.Held, Intact: st.Intact, Syncing: st.Syncing, Damaged: st.Damaged, OpenCount: opens,
+		Held: st.Held, Intact: st.Intact, Syncing: st.Syncing, Damaged: st.Damaged, Lost: st.Lost, OpenCount: opens,
 		HintEpoch: st.HintEpoch, HintISR: st.HintISR, LogSize: logSize,
 	}
 	starts := st.EpochStarts
@@ -133,6 +138,9 @@ func chunkToWire(c disk.Chunk) *wire.Chunk {
 	m.Data = data
 	for i, s := range c.State {
 		m.States[i] = wire.BlockState(s) // the same numbers
+		if s == disk.BlockBad {
+			m.Sums[i] = c.CRC[i]
+		}
 		if s == disk.BlockData {
 			m.Sums[i] = c.CRC[i]
 			copy(data, c.Data[i*holdfast.BlockSize:(i+1)*holdfast.BlockSize])

@@ -186,7 +186,7 @@ func (s *served) stepLocked(ev replica.Event) {
 
 func (s *served) do(a replica.Action) {
 	switch a := a.(type) {
-	case replica.LogAppend, replica.LogFence, replica.LogTruncate, replica.LogRebase, replica.LogInstall, replica.LogWhole,
+	case replica.LogAppend, replica.LogFence, replica.LogTruncate, replica.LogRebase, replica.LogInstall, replica.LogRepair, replica.LogWhole,
 		replica.LogIntact, replica.LogHint:
 		s.work = append(s.work, a)
 	case replica.LogCommit:
@@ -206,6 +206,11 @@ func (s *served) do(a replica.Action) {
 	case replica.SendSample:
 		s.sendSample(a)
 	case replica.SendInstalled:
+		if k := s.batches[a.Batch]; k != nil {
+			s.send(a.Conn, 0, k.request, &wire.Installed{AsOf: a.AsOf, Retry: a.Retry})
+			s.drop(a.Batch)
+		}
+	case replica.SendRepaired:
 		if k := s.batches[a.Batch]; k != nil {
 			s.send(a.Conn, 0, k.request, &wire.Installed{AsOf: a.AsOf, Retry: a.Retry})
 			s.drop(a.Batch)
@@ -294,6 +299,7 @@ func (s *served) tick(at time.Duration, count int, failed error) {
 	if due {
 		s.tellApplied()
 	}
+	s.tellBad(at)
 	if failed != nil {
 		s.mu.Lock()
 		known := s.failed != nil
@@ -302,6 +308,29 @@ func (s *served) tick(at time.Duration, count int, failed error) {
 		if !known {
 			s.step(replica.Failed{Err: failed})
 		}
+	}
+}
+
+const (
+	// badAtOnce bounds the chunks with bad blocks that a tick tells of.
+	badAtOnce = 4
+	// badEvery is how long it takes until one is told of again.
+	badEvery = 10 * time.Second
+)
+
+// tellBad tells the writer, if there is one, of chunks with bad blocks.
+func (s *served) tellBad(at time.Duration) {
+	s.mu.Lock()
+	defer s.unlock()
+	if s.broken {
+		return
+	}
+	conn, epoch, ok := s.core.Writer()
+	if !ok {
+		return
+	}
+	if chunks := s.log.Bad(badAtOnce, at, badEvery); len(chunks) > 0 {
+		s.send(conn, epoch, 0, &wire.Damaged{Chunks: chunks})
 	}
 }
 

@@ -65,6 +65,7 @@ type pool struct {
 	logSize   int64
 	disk      *disk.Disk
 	touch     *toucher
+	repairing sync.Mutex // one repair at a time
 }
 
 func (p *pool) failure() error { return p.disk.Stat().Failed }

@@ -82,6 +82,8 @@ func (s *served) take(c *session, h wire.Header, m wire.Message) error {
 		return s.takeAppend(c, m)
 	case *wire.Install:
 		return s.takeInstall(c, h, m)
+	case *wire.Repair:
+		return s.takeRepair(c, h, m)
 	case *wire.Read:
 		if m.Offset+m.Length > s.desc.Size {
 			return holdfast.Errorf(holdfast.ErrInvalid, "read of %d bytes at %d of a segment of %d", m.Length, m.Offset, s.desc.Size)
@@ -147,16 +149,34 @@ func (s *served) takeAppend(c *session, m *wire.Append) error {
 }
 
 func (s *served) takeInstall(c *session, h wire.Header, m *wire.Install) error {
-	k := &kept{conn: c.conn, message: m, request: h.Request, size: len(m.Data)}
-	if s.keptSize+k.size > maxKept {
-		m.Release()
-		return holdfast.Errorf(holdfast.ErrInvalid, "%d bytes are not logged yet, %d more came", s.keptSize, k.size)
-	}
-	var err error
-	if k.chunk, err = chunkToDisk(&m.ChunkContent, s.desc.Size); err != nil {
-		m.Release()
+	k, err := s.keepChunk(c, h, m, &m.ChunkContent)
+	if err != nil {
 		return err
 	}
 	s.stepLocked(replica.Install{Conn: c.conn, Epoch: c.epoch, AsOf: m.AsOf, Batch: s.keep(k)})
 	return nil
+}
+
+func (s *served) takeRepair(c *session, h wire.Header, m *wire.Repair) error {
+	k, err := s.keepChunk(c, h, m, &m.ChunkContent)
+	if err != nil {
+		return err
+	}
+	s.stepLocked(replica.Repair{Conn: c.conn, Epoch: c.epoch, AsOf: m.AsOf, Batch: s.keep(k)})
+	return nil
+}
+
+// keepChunk takes a message with a chunk; on error it is released.
+func (s *served) keepChunk(c *session, h wire.Header, m wire.Message, content *wire.ChunkContent) (*kept, error) {
+	k := &kept{conn: c.conn, message: m, request: h.Request, size: len(content.Data)}
+	if s.keptSize+k.size > maxKept {
+		m.Release()
+		return nil, holdfast.Errorf(holdfast.ErrInvalid, "%d bytes are not logged yet, %d more came", s.keptSize, k.size)
+	}
+	var err error
+	if k.chunk, err = chunkToDisk(content, s.desc.Size); err != nil {
+		m.Release()
+		return nil, err
+	}
+	return k, nil
 }

@@ -175,6 +175,8 @@ func (s *served) change(a replica.Action) {
 		s.mu.Lock()
 		s.drop(a.Batch)
 		s.mu.Unlock()
+	case replica.LogRepair:
+		s.repair(a)
 	case replica.LogWhole:
 		s.step(replica.WholeDone{Err: s.log.MarkWhole()})
 	case replica.LogIntact:
@@ -187,6 +189,24 @@ func (s *served) change(a replica.Action) {
 			s.step(replica.Failed{Err: err})
 		}
 	}
+}
+
+// repair replaces what is bad of a chunk, one at a time per disk: beside what
+// clients do it is in no hurry.
+func (s *served) repair(a replica.LogRepair) {
+	s.mu.Lock()
+	k := s.batches[a.Batch]
+	s.mu.Unlock()
+	s.disk.repairing.Lock()
+	err := s.log.Repair(k.chunk)
+	s.disk.repairing.Unlock()
+	if errors.Is(err, holdfast.ErrNoSpace) {
+		err = holdfast.Errorf(holdfast.ErrRefused, "repair chunk %d: %w", k.chunk.Index, err) // not now
+	}
+	s.step(replica.Repaired{Batch: a.Batch, Err: err})
+	s.mu.Lock()
+	s.drop(a.Batch)
+	s.mu.Unlock()
 }
 
 func (s *served) runSyncs() {

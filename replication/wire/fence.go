@@ -32,7 +32,8 @@ type Fenced struct {
 	Held       holdfast.Seq // while Syncing: the chunks were whole up to here before
 	Intact     bool         // nothing acknowledged can be missing (R7)
 	Syncing    bool         // being filled: the tail proves nothing
-	Damaged    bool         // a bad record or block in the durable part
+	Damaged    bool         // an unreadable record in the durable part
+	Lost       holdfast.Seq // last logged entry whose bytes are lost, and that is in no chunk yet; 0: none
 	OpenCount  holdfast.OpenCount
 	HintEpoch  holdfast.Epoch // highest (epoch, isr version) this copy was told
 	HintISR    holdfast.ISRVersion
@@ -45,7 +46,7 @@ func (*Fenced) Type() Type { return TypeFenced }
 
 func (m *Fenced) appendBody(b []byte) []byte {
 	for _, v := range []uint64{uint64(m.Tail), uint64(m.TailEpoch), uint64(m.Durable), uint64(m.Commit), uint64(m.Applied),
-		uint64(m.Checkpoint), uint64(m.Held)} {
+		uint64(m.Checkpoint), uint64(m.Held), uint64(m.Lost)} {
 		b = putU64(b, v)
 	}
 	b = putFlag(putFlag(putFlag(b, m.Intact), m.Syncing), m.Damaged)
@@ -67,7 +68,7 @@ func (m *Fenced) decodeBody(f *fields, p *Buffer) {
 	m.TailEpoch = holdfast.Epoch(f.u64())
 	m.Durable, m.Commit = f.seqs()
 	m.Applied, m.Checkpoint = f.seqs()
-	m.Held = holdfast.Seq(f.u64())
+	m.Held, m.Lost = f.seqs()
 	m.Intact, m.Syncing, m.Damaged = f.flag(), f.flag(), f.flag()
 	m.OpenCount = holdfast.OpenCount(f.u64())
 	m.HintEpoch = holdfast.Epoch(f.u64())

@@ -119,6 +119,10 @@ func newMessage(t Type) Message {
 		return &Afford{}
 	case TypeAfforded:
 		return &Afforded{}
+	case TypeDamaged:
+		return &Damaged{}
+	case TypeRepair:
+		return &Repair{}
 	}
 	return nil
 }

@@ -98,6 +98,7 @@ const (
 	BlockZero   BlockState = 0 // reads as zeroes; no payload
 	BlockData   BlockState = 1 // one block of payload
 	BlockPoison BlockState = 2 // lost: reads fail until it is overwritten; no payload
+	BlockBad    BlockState = 3 // the source's bytes do not match the sum given; no payload. In CHUNK alone
 )
 
 // ChunkContent is a chunk as of one applied seq of its source. Data holds the
@@ -107,7 +108,7 @@ type ChunkContent struct {
 	LastSeq holdfast.Seq // the source's, of this chunk
 	AsOf    holdfast.Seq // the source had applied exactly this
 	States  [holdfast.BlocksPerChunk]BlockState
-	Sums    [holdfast.BlocksPerChunk]uint32 // of BlockData blocks; zero elsewhere
+	Sums    [holdfast.BlocksPerChunk]uint32 // of BlockData and BlockBad blocks; zero elsewhere
 	Data    []byte
 }
 
@@ -119,7 +120,7 @@ func (c *ChunkContent) put(b []byte) []byte {
 	return putSums(b, c.Sums[:])
 }
 
-func (f *fields) chunk(p *Buffer) (c ChunkContent) {
+func (f *fields) chunk(p *Buffer, mayBeBad bool) (c ChunkContent) {
 	c.Index = f.bytes()
 	c.LastSeq, c.AsOf = f.seqs()
 	blocks := 0
@@ -129,12 +130,16 @@ func (f *fields) chunk(p *Buffer) (c ChunkContent) {
 		case BlockData:
 			blocks++
 		case BlockZero, BlockPoison:
+		case BlockBad:
+			if !mayBeBad {
+				f.fail("block %d of chunk %d is bad, and that is no state to put it in", i, c.Index)
+			}
 		default:
 			f.fail("block %d of chunk %d: state %d is not known", i, c.Index, c.States[i])
 		}
 	}
 	for i := range c.Sums {
-		if c.Sums[i] = f.u32(); c.Sums[i] != 0 && c.States[i] != BlockData {
+		if c.Sums[i] = f.u32(); c.Sums[i] != 0 && c.States[i] != BlockData && c.States[i] != BlockBad {
 			f.fail("block %d of chunk %d: a sum without data", i, c.Index)
 		}
 	}
@@ -161,7 +166,7 @@ func (m *Chunk) appendBody(b []byte) []byte { return m.put(b) }
 func (m *Chunk) payload(p [][]byte) [][]byte { return chunkPayload(p, m.Data) }
 
 func (m *Chunk) decodeBody(f *fields, p *Buffer) {
-	m.ChunkContent = f.chunk(p)
+	m.ChunkContent = f.chunk(p, true)
 	m.take(f, p)
 }
 
@@ -179,7 +184,7 @@ func (m *Install) appendBody(b []byte) []byte { return m.put(b) }
 func (m *Install) payload(p [][]byte) [][]byte { return chunkPayload(p, m.Data) }
 
 func (m *Install) decodeBody(f *fields, p *Buffer) {
-	m.ChunkContent = f.chunk(p)
+	m.ChunkContent = f.chunk(p, false)
 	m.take(f, p)
 }
 
@@ -190,7 +195,7 @@ func chunkPayload(p [][]byte, data []byte) [][]byte {
 	return p
 }
 
-// Installed answers Install: the record is logged, not yet durable; or, with
+// Installed answers Install and Repair: the record is logged, not yet durable; or, with
 // Retry, nothing was done: the chunk must be read from the source again.
 type Installed struct {
 	bare

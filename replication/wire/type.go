@@ -42,9 +42,11 @@ const (
 	TypePromised  Type = 33 // R: a pong, and for how long; without a promise, PONG
 	TypeAfford    Type = 34 // W: what would a write of this range take, and can you give it
 	TypeAfforded  Type = 35 // R: so much, and so much is promised
+	TypeDamaged   Type = 36 // R: chunks that have bad blocks here
+	TypeRepair    Type = 37 // W: put these blocks in the place of bad ones
 
 	minType = TypeHello
-	typeEnd = 36 // one past the last
+	typeEnd = 38 // one past the last
 )
 
 var typeNames = [typeEnd]string{
@@ -56,6 +58,7 @@ var typeNames = [typeEnd]string{
 	TypeInstall: "INSTALL", TypeInstalled: "INSTALLED", TypeWhole: "WHOLE", TypeWholeDone: "WHOLE_DONE",
 	TypeFailed: "FAILED", TypeClose: "CLOSE",
 	TypePromise: "PROMISE", TypePromised: "PROMISED", TypeAfford: "AFFORD", TypeAfforded: "AFFORDED",
+	TypeDamaged: "DAMAGED", TypeRepair: "REPAIR",
 }
 
 // String returns the message's name, or type N for one that is not known.

@@ -45,13 +45,15 @@ func samples() []Message {
 	chunk := ChunkContent{Index: 9, LastSeq: 40, AsOf: 44, Data: append(block(3), block(4)...)}
 	chunk.States[1], chunk.States[2], chunk.States[15] = BlockData, BlockPoison, BlockData
 	chunk.Sums[1], chunk.Sums[15] = Checksum(block(3)), Checksum(block(4))
+	source := chunk
+	source.States[5], source.Sums[5] = BlockBad, 0x12345678
 	return []Message{
 		&Hello{Level: 1, Cluster: id(1), From: id(2), To: id(3), Instance: id(4), Segment: holdfast.SegmentID{Volume: id(5), Index: 6},
 			Replica: id(7), Lineage: id(8), Session: id(9)},
 		&Welcome{Level: 1, Node: id(3), Instance: id(10), Disk: id(11), OpenCount: 12},
 		&Error{Kind: holdfast.ErrNoSpace, Message: "disk full", Remedy: "add a disk"},
 		&Fence{},
-		&Fenced{Tail: 44, TailEpoch: 6, Durable: 43, Commit: 42, Applied: 41, Checkpoint: 40, Held: 39, Intact: true, Syncing: true,
+		&Fenced{Tail: 44, TailEpoch: 6, Durable: 43, Commit: 42, Applied: 41, Checkpoint: 40, Held: 39, Lost: 44, Intact: true, Syncing: true,
 			Damaged: true, OpenCount: 12, HintEpoch: 6, HintISR: 5, LogSize: 1 << 30, Epochs: []EpochStart{{Epoch: 1, First: 1}, {Epoch: 6, First: 30}}},
 		&Refused{Accepted: 8},
 		&Open{Start: 40, ISRVersion: 5},
@@ -72,7 +74,7 @@ func samples() []Message {
 		&List{From: 8, Max: 2048, Above: 12, Applied: 44},
 		&Chunks{More: true, Refs: []ChunkRef{{Index: 8, LastSeq: 13}, {Index: 10, LastSeq: 44}}},
 		&ReadChunk{Index: 9, Floor: 44},
-		&Chunk{ChunkContent: chunk},
+		&Chunk{ChunkContent: source},
 		&Install{ChunkContent: chunk},
 		&Installed{AsOf: 44, Retry: true},
 		&Whole{},
@@ -83,6 +85,8 @@ func samples() []Message {
 		&Promised{Length: 2 * time.Second},
 		&Afford{Offset: 61440, Length: 8192, Pending: 17},
 		&Afforded{Need: 2, Credit: 19, Tail: 44},
+		&Damaged{Chunks: []int64{9, 3}},
+		&Repair{ChunkContent: chunk},
 	}
 }
 
@@ -116,6 +120,8 @@ func plain(m Message) Message {
 		m.held = held{}
 	case *Install:
 		m.held = held{}
+	case *Repair:
+		m.held = held{}
 	}
 	return c.Interface().(Message)
 }
@@ -130,7 +136,7 @@ func TestEveryTypeHasASample(t *testing.T) {
 			t.Errorf("%v: sample %v, newMessage %v", typ, seen[typ], newMessage(typ))
 		}
 	}
-	if got := Type(typeEnd).String(); got != "type 36" {
+	if got := Type(typeEnd).String(); got != "type 38" {
 		t.Errorf("an unknown type reads %q", got)
 	}
 }
@@ -314,7 +320,7 @@ func TestRefusedFrames(t *testing.T) {
 		{"body too long", reframe(Header{Type: TypePing, Nonce: 5}, []byte{1}, nil), holdfast.ErrInvalid},
 		{"body too short", reframe(Header{Type: TypeAck, Nonce: 5}, make([]byte, 7), nil), holdfast.ErrInvalid},
 		{"payload where none is", reframe(Header{Type: TypePing, Nonce: 5}, nil, block(0)), holdfast.ErrInvalid},
-		{"a flag of 2", reframe(Header{Type: TypeFenced, Nonce: 5}, append(make([]byte, 56), 2, 0, 0), nil), holdfast.ErrInvalid},
+		{"a flag of 2", reframe(Header{Type: TypeFenced, Nonce: 5}, append(make([]byte, 64), 2, 0, 0), nil), holdfast.ErrInvalid},
 		{"too many entries", reframe(Header{Type: TypeAppend, Nonce: 5}, putU32(make([]byte, 8), MaxEntries+1), nil), holdfast.ErrInvalid},
 		{"entries without bytes", reframe(Header{Type: TypeAppend, Nonce: 5}, putU32(make([]byte, 8), 3), nil), holdfast.ErrInvalid},
 		{"entry without payload", reframe(Header{Type: TypeAppend, Nonce: 5}, entry(write), nil), holdfast.ErrInvalid},
@@ -338,7 +344,11 @@ func TestRefusedFrames(t *testing.T) {
 		{"data and sums differ", reframe(Header{Type: TypeData, Nonce: 5}, (&Data{Sums: make([]uint32, 2)}).appendBody(nil), block(0)), holdfast.ErrInvalid},
 		{"chunks out of order", reframe(Header{Type: TypeChunks, Nonce: 5}, (&Chunks{Refs: []ChunkRef{{Index: 2}, {Index: 2}}}).appendBody(nil), nil), holdfast.ErrInvalid},
 		{"more behind nothing", reframe(Header{Type: TypeChunks, Nonce: 5}, (&Chunks{More: true}).appendBody(nil), nil), holdfast.ErrInvalid},
-		{"chunk state 3", reframe(Header{Type: TypeChunk, Nonce: 5}, (&Chunk{ChunkContent: ChunkContent{States: [16]BlockState{3}}}).appendBody(nil), nil), holdfast.ErrInvalid},
+		{"chunk state 4", reframe(Header{Type: TypeChunk, Nonce: 5}, (&Chunk{ChunkContent: ChunkContent{States: [16]BlockState{4}}}).appendBody(nil), nil), holdfast.ErrInvalid},
+		{"a bad block to install", reframe(Header{Type: TypeInstall, Nonce: 5}, (&Install{ChunkContent: ChunkContent{States: [16]BlockState{3}}}).appendBody(nil), nil), holdfast.ErrInvalid},
+		{"a bad block to repair with", reframe(Header{Type: TypeRepair, Nonce: 5}, (&Repair{ChunkContent: ChunkContent{States: [16]BlockState{3}}}).appendBody(nil), nil), holdfast.ErrInvalid},
+		{"too many damaged chunks", reframe(Header{Type: TypeDamaged, Nonce: 5}, (&Damaged{Chunks: make([]int64, MaxDamaged+1)}).appendBody(nil), nil), holdfast.ErrInvalid},
+		{"damage at a negative chunk", reframe(Header{Type: TypeDamaged, Nonce: 5}, (&Damaged{Chunks: []int64{-1}}).appendBody(nil), nil), holdfast.ErrInvalid},
 		{"chunk without its block", reframe(Header{Type: TypeInstall, Nonce: 5}, (&Install{ChunkContent: ChunkContent{States: [16]BlockState{1}}}).appendBody(nil), nil), holdfast.ErrInvalid},
 		{"chunk sum without data", reframe(Header{Type: TypeInstall, Nonce: 5}, (&Install{ChunkContent: ChunkContent{Sums: [16]uint32{1}}}).appendBody(nil), nil), holdfast.ErrInvalid},
 		{"append of nothing", reframe(Header{Type: TypeAppend, Nonce: 5}, make([]byte, 12), nil), holdfast.ErrInvalid},
@@ -398,6 +408,21 @@ func TestErrorKinds(t *testing.T) {
 		out := m.(*Error).Err()
 		if !errors.Is(out, kind) || out.Error() != in.Error() || holdfast.RemedyOf(out) != "do this" {
 			t.Errorf("%v arrived as %v (%v)", in, out, holdfast.KindOf(out))
+		}
+	}
+}
+
+func TestBlocksOfAChunk(t *testing.T) {
+	for _, m := range samples() {
+		c, ok := m.(*Chunk)
+		if !ok {
+			continue
+		}
+		if got := c.Missing(); got != 1<<2|1<<5 {
+			t.Errorf("missing %016b", got)
+		}
+		if !bytes.Equal(c.Block(1), block(3)) || !bytes.Equal(c.Block(15), block(4)) {
+			t.Error("the blocks are not where they were put")
 		}
 	}
 }
