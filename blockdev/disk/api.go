@@ -169,12 +169,13 @@ type Status struct {
 	HintISR     holdfast.ISRVersion
 	Used        int64 // bytes of mapped chunks
 	// Damaged says why this replica cannot be trusted: part of its durable log
-	// is unreadable. Nil if sound. All else that is asked of a damaged replica
+	// is unreadable. Nil if sound. All but Fence and Sync
 	// returns this error; it is to be deleted and rebuilt from a peer.
 	Damaged error
 	// BadRanges are ranges whose logged bytes were lost to corruption: they
-	// read as ErrIntegrity until overwritten. BadEntry is the last entry that
-	// lost some and is not applied; 0 for none.
+	// read as ErrIntegrity until overwritten. BadEntry is the first entry that
+	// was found so when the disk was opened, applied since or not; 0 once the
+	// entry was cut or the log dropped, or the replica was declared intact.
 	BadRanges []Range
 	BadEntry  holdfast.Seq
 	Bad       int64 // blocks found bad, or lost, and not yet good again

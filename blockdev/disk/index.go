@@ -259,16 +259,6 @@ func (x *logIndex) clearedAbove(chunk int64, seq holdfast.Seq) bool {
 	return false
 }
 
-// lastBad returns the last indexed entry above seq whose payload is lost, or 0.
-func (x *logIndex) lastBad(above holdfast.Seq) holdfast.Seq {
-	for i := len(x.entries) - 1; i >= 0 && x.entries[i].seq > above; i-- {
-		if x.entries[i].bad {
-			return x.entries[i].seq
-		}
-	}
-	return 0
-}
-
 // badRanges lists the ranges of indexed entries above seq whose payload is lost.
 func (x *logIndex) badRanges(above holdfast.Seq) []Range {
 	var bad []Range

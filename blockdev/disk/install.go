@@ -58,7 +58,7 @@ func (r *Replica) rebase(epoch holdfast.Epoch, seq holdfast.Seq) {
 	r.index = newLogIndex()
 	r.index.indexed = seq
 	r.tail, r.dur, r.applied, r.floor, r.ckpt = seq, seq, seq, seq, seq
-	r.tails = nil
+	r.tails, r.badEntry = nil, 0
 	if seq > 0 {
 		r.tails = []EpochStart{{epoch, seq}}
 	}

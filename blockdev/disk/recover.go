@@ -575,6 +575,9 @@ func (p *replay) finish(s *savedState) {
 	for _, e := range r.index.entries {
 		if e.bad && e.seq > r.ckpt {
 			r.intact = false
+			if r.badEntry == 0 {
+				r.badEntry = e.seq
+			}
 		}
 	}
 	r.tree.each(0, maxSegment/chunkSize, func(_ int64, e *chunkEntry) { r.asOf = max(r.asOf, e.asOf) })

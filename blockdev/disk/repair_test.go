@@ -370,7 +370,7 @@ func TestLostEntryIsNotLoggedAgain(t *testing.T) {
 		t.Fatal(err)
 	}
 	wantKind(t, r.ReadAt(make([]byte, blockSize), 0), holdfast.ErrIntegrity)
-	if st := r.Status(); st.BadEntry != 1 || st.Tail != 1 {
+	if st := r.Status(); len(st.BadRanges) != 1 || st.Tail != 1 {
 		t.Fatalf("status %+v", st)
 	}
 }

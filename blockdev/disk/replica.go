@@ -59,6 +59,8 @@ type Replica struct {
 	damaged error
 	deleted bool
 
+	badEntry holdfast.Seq // the first that the open found to have lost bytes
+
 	bad  badBlocks
 	lost map[int64]uint16 // blocks of chunks that an apply found lost in the log; guarded by applying
 }
@@ -83,15 +85,20 @@ func newReplica(d *Disk, desc ReplicaDesc) *Replica {
 	}
 }
 
-// usable returns why the replica cannot be used, or nil. Under mu.
-func (r *Replica) usable() error {
-	switch {
-	case r.deleted:
+// alive returns why the replica's log cannot be written, or nil. Under mu.
+func (r *Replica) alive() error {
+	if r.deleted {
 		return holdfast.Errorf(holdfast.ErrNotFound, "replica %v was deleted", r.desc.Replica)
-	case r.damaged != nil:
-		return r.damaged
 	}
 	return r.d.failed()
+}
+
+// usable returns why the replica cannot be used, or nil. Under mu.
+func (r *Replica) usable() error {
+	if r.damaged != nil && !r.deleted {
+		return r.damaged
+	}
+	return r.alive()
 }
 
 // Append logs entries. The first must be the one after the tail, the rest
@@ -431,7 +438,7 @@ func (r *Replica) first() holdfast.Seq {
 // cancelled context ends the wait with ErrTimeout.
 func (r *Replica) Sync(ctx context.Context) (holdfast.Seq, error) {
 	r.mu.RLock()
-	serial, err := r.lastSerial, r.usable()
+	serial, err := r.lastSerial, r.alive()
 	r.mu.RUnlock()
 	if err != nil {
 		return 0, err
@@ -482,12 +489,13 @@ func (r *Replica) insist(rec record, durable bool, effect func()) error {
 
 // Fence raises the fence to epoch. On return the fence and the whole tail are
 // durable (R4, R5: the seal). An epoch that is not above the present fence is
-// refused with a *FenceError that names it.
+// refused with a *FenceError that names it. A damaged replica takes it as well:
+// its writer is to hear of the damage.
 func (r *Replica) Fence(epoch holdfast.Epoch) error {
 	r.order.Lock()
 	defer r.order.Unlock()
 	r.mu.RLock()
-	err, present := r.usable(), r.fence
+	err, present := r.alive(), r.fence
 	r.mu.RUnlock()
 	if err != nil {
 		return err
@@ -543,6 +551,9 @@ func (r *Replica) lift() {
 // cut drops the entries above to from memory. Under mu.
 func (r *Replica) cut(to holdfast.Seq) {
 	r.index.cut(to, r.dropPromise)
+	if r.badEntry > to {
+		r.badEntry = 0
+	}
 	r.tail = min(r.tail, to)
 	r.dur = min(r.dur, to)
 	for n := len(r.tails); n > 0 && r.tails[n-1].First > to; n-- {
@@ -579,6 +590,7 @@ func (r *Replica) DeclareIntact(epoch holdfast.Epoch) error {
 	rec := record{typ: recIntact, epoch: epoch, seq: holdfast.Seq(r.d.identity), extra: []byte(r.d.bootID)}
 	err = r.insist(rec, false, func() {
 		r.intact, r.intactEpoch, r.intactBoot, r.intactFiles = true, epoch, r.d.bootID, r.d.identity
+		r.badEntry = 0
 	})
 	if err != nil {
 		return holdfast.Errorf(holdfast.KindOf(err), "declare replica %v intact: %w", r.desc.Replica, err)
@@ -618,7 +630,7 @@ func (r *Replica) Status() Status {
 		Applied: r.applied, Floor: r.lowest(), Checkpoint: r.ckpt,
 		EpochTails: append([]EpochStart(nil), r.tails...),
 		Intact:     r.intact, IntactEpoch: r.intactEpoch, HintEpoch: r.hintEpoch, HintISR: r.hintISR,
-		Used: r.tree.mapped * chunkSize, Damaged: r.damaged, BadRanges: r.index.badRanges(r.applied), BadEntry: r.index.lastBad(r.applied),
+		Used: r.tree.mapped * chunkSize, Damaged: r.damaged, BadRanges: r.index.badRanges(r.applied), BadEntry: r.badEntry,
 		Bad: r.bad.count(), Poison: r.tree.poison,
 	}
 }

@@ -360,6 +360,7 @@ func (s *segment) status() SegmentStatus {
 	for _, w := range s.core.Explain() {
 		st.Waits = append(st.Waits, Wait{For: w.For, Time: max(0, now()-w.Since)})
 	}
+	st.Waits = append(st.Waits, s.repairWaits()...)
 	for _, m := range st.State.Members {
 		ms := MemberStatus{Replica: m.Replica}
 		for _, c := range s.copies {

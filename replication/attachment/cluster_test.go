@@ -50,7 +50,8 @@ type host struct {
 	node holdfast.NodeID
 	id   holdfast.DiskID
 
-	promise time.Duration // set before start; newHost sets none to speak of
+	promise    time.Duration // set before start; newHost sets none to speak of
+	applyEvery time.Duration // the same; 20 ms if zero
 
 	mu     sync.Mutex
 	fs     *vfs.Memory
@@ -108,7 +109,11 @@ func newHost(t testing.TB, n byte, size int64) *host {
 // start opens the disk and serves it.
 func (h *host) start() {
 	h.t.Helper()
-	d, err := disk.Open(context.Background(), h.fs, diskPath, disk.Options{ApplyEvery: 20 * time.Millisecond, Logger: testLogger(h.t)})
+	every := h.applyEvery
+	if every == 0 {
+		every = 20 * time.Millisecond
+	}
+	d, err := disk.Open(context.Background(), h.fs, diskPath, disk.Options{ApplyEvery: every, Logger: testLogger(h.t)})
 	if err != nil {
 		h.t.Fatalf("open disk of node %v: %v", h.node, err)
 	}

@@ -2,6 +2,7 @@ package attachment
 
 import (
 	"context"
+	"errors"
 	"time"
 
 	"github.com/holdfast-storage/holdfast"
@@ -261,8 +262,21 @@ func (s *segment) flush(r *request) {
 	s.unlock()
 }
 
-// read reads whole blocks, at most holdfast.MaxOpSize.
+// read reads whole blocks, at most holdfast.MaxOpSize. What no member can read
+// in one piece is read in parts: each may have lost another block of it.
 func (s *segment) read(ctx context.Context, p []byte, off int64) error {
+	err := s.readOnce(ctx, p, off)
+	if len(p) <= holdfast.BlockSize || !errors.Is(err, holdfast.ErrIntegrity) {
+		return err
+	}
+	half := alignUp(int64(len(p)) / 2)
+	if err := s.read(ctx, p[:half], off); err != nil {
+		return err
+	}
+	return s.read(ctx, p[half:], off+half)
+}
+
+func (s *segment) readOnce(ctx context.Context, p []byte, off int64) error {
 	r := &readOp{wake: make(chan struct{}, 1)}
 	s.mu.Lock()
 	s.lastOp++

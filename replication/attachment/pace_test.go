@@ -190,7 +190,7 @@ func TestThrottlePlaces(t *testing.T) {
 		}
 		second, two := begin(a, c)
 		third, three := begin(d, a) // a is full
-		_, four := begin(c, d)  // but these are not
+		_, four := begin(c, d)      // but these are not
 		if !*two || *three || !*four {
 			t.Errorf("runs: %v %v %v, want true false true", *two, *three, *four)
 		}

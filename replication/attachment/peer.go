@@ -35,6 +35,8 @@ type peer struct {
 	stopDial  context.CancelFunc // a dial loop runs
 	conn      *conn              // the present session
 	lastError string
+	repairs   []int64 // chunks with bad blocks, to be repaired
+	repairing int     // goroutines that do so
 }
 
 // conn is one session with a member.
@@ -326,7 +328,7 @@ func (s *segment) take(c *conn, h wire.Header, m wire.Message) {
 	case *wire.Fenced:
 		s.stepLocked(coordinator.FenceOK{Replica: id, Conn: n, Epoch: h.Epoch, Status: coordinator.Status{
 			Fence: h.Epoch, Tail: m.Tail, TailEpoch: m.TailEpoch, Dur: m.Durable, Commit: m.Commit, Applied: m.Applied,
-			Checkpoint: m.Checkpoint, Intact: m.Intact, Syncing: m.Syncing, Held: m.Held, Damaged: m.Damaged,
+			Checkpoint: m.Checkpoint, Intact: m.Intact, Syncing: m.Syncing, Held: m.Held, Damaged: m.Damaged, Lost: m.Lost,
 			HintEpoch: m.HintEpoch, HintISR: m.HintISR, LogSize: m.LogSize,
 		}})
 	case *wire.Refused:
@@ -336,6 +338,8 @@ func (s *segment) take(c *conn, h wire.Header, m wire.Message) {
 		s.stepLocked(coordinator.Opened{Replica: id, Conn: n, Tail: m.Tail, Dur: m.Durable, Credit: int64(m.Credit)})
 	case *wire.WholeDone:
 		s.stepLocked(coordinator.WholeOK{Replica: id, Conn: n, Dur: m.Durable})
+	case *wire.Damaged:
+		s.damaged(c, m.Chunks)
 	case *wire.Failed:
 		c.peer.lastError = m.Cause.Err().Error()
 		s.stepLocked(coordinator.ReplicaFailed{Replica: id, Conn: n, Seq: m.Seq, Err: m.Cause.Err()})

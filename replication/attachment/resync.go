@@ -2,6 +2,8 @@ package attachment
 
 import (
 	"context"
+	"errors"
+	"fmt"
 	"sync"
 	"time"
 
@@ -95,6 +97,11 @@ func (s *segment) copyLog(ctx context.Context, r *resync, a coordinator.CopyLog)
 			return
 		}
 		m, err := s.ask(ctx, a.Source, a.SourceConn, &wire.Fetch{From: from, To: a.To})
+		if errors.Is(err, holdfast.ErrIntegrity) {
+			// The source lost the payload of one of them: as if it had let go of it.
+			s.copied(ctx, a.Copy, coordinator.CopiedLog{Copy: a.Copy, Gap: true})
+			return
+		}
 		if err != nil {
 			s.copied(ctx, a.Copy, coordinator.CopiedLog{Copy: a.Copy, Err: err})
 			return
@@ -283,10 +290,36 @@ func (s *segment) readChunk(ctx context.Context, a coordinator.StartCopy, index 
 	if !ok || c.Index != index {
 		return nil, holdfast.Errorf(holdfast.ErrInvalid, "replica %v answered READ_CHUNK %d with %v", a.Source, index, m.Type())
 	}
-	in := &wire.Install{ChunkContent: c.ChunkContent}
-	for _, b := range c.Buffers() {
-		b.Retain()
-		in.Hold(b)
+	return s.installOf(ctx, a, c)
+}
+
+// installOf makes what the target is sent out of what the source sent, which it
+// mends where the source has bad blocks: by the target's own if they have the
+// sums that the source's should have, then by other members'.
+func (s *segment) installOf(ctx context.Context, a coordinator.StartCopy, c *wire.Chunk) (*wire.Install, error) {
+	if c.Missing() == 0 {
+		in := &wire.Install{ChunkContent: c.ChunkContent}
+		for _, b := range c.Buffers() {
+			b.Retain()
+			in.Hold(b)
+		}
+		return in, nil
+	}
+	p, err := unpack(&c.ChunkContent)
+	if err != nil {
+		return nil, err
+	}
+	p, err = s.mend(ctx, p, source{a.Source, a.SourceConn}, a.At, source{a.Target, a.TargetConn})
+	if err != nil {
+		return nil, err
+	}
+	if lost := p.Missing(); lost != 0 {
+		s.logger.Warn("lost blocks copied as lost", "replica", a.Target, "chunk", c.Index, "lost", fmt.Sprintf("%016b", lost))
+	}
+	content, buf := p.pack()
+	in := &wire.Install{ChunkContent: content}
+	if buf != nil {
+		in.Hold(buf)
 	}
 	return in, nil
 }

@@ -51,6 +51,8 @@ type segment struct {
 	clock time.Duration // when the present step began
 	took  foreground    // what requests took since the last tick
 
+	repairs map[repairKey]*repair
+
 	remoteReads chan struct{} // a place for each
 
 	activated *coordinator.Activated
@@ -86,6 +88,8 @@ func newSegment(a *Attachment, index int, size int64) *segment {
 		ops:    map[coordinator.OpID]*op{},
 		peers:  map[holdfast.ReplicaID]*peer{},
 		copies: map[uint64]*copyRun{},
+
+		repairs: map[repairKey]*repair{},
 
 		remoteReads: make(chan struct{}, maxRemoteReads),
 	}

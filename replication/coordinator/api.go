@@ -292,6 +292,7 @@ type Status struct {
 	Syncing    bool
 	Held       holdfast.Seq
 	Damaged    bool
+	Lost       holdfast.Seq // the first logged entry whose bytes it lost; 0: none
 	HintEpoch  holdfast.Epoch
 	HintISR    holdfast.ISRVersion
 	LogSize    int64 // bytes of its disk's log; 0: not known

@@ -60,14 +60,17 @@ func (c *Core) onFenceOK(m *member, st Status) {
 }
 
 // sound says whether m may decide and carry S: a fenced in-sync member whose
-// log is whole.
-func (m *member) sound() bool {
-	return m.inISR && m.link >= linkFenced && !m.status.Damaged && !m.status.Syncing && !m.regressed
+// log is whole, or, where there is none, one that lost bytes of some entries.
+func (c *Core) sound(m *member) bool {
+	return m.inISR && m.link >= linkFenced && !m.useless() && (m.status.Lost == 0 || c.marred)
 }
+
+// useless says whether nothing can be begun with m's log.
+func (m *member) useless() bool { return m.status.Damaged || m.status.Syncing || m.regressed }
 
 // decide chooses S (A3, A4).
 func (c *Core) decide() {
-	intact, sound, regressed, useless := 0, 0, 0, 0
+	intact, sound, marred, regressed, useless := 0, 0, 0, 0, 0
 	all, allNotIntact := true, true // of the in-sync set: answered or gone; answered and not intact
 	for _, m := range c.members {
 		if !m.inISR {
@@ -81,13 +84,15 @@ func (c *Core) decide() {
 		switch {
 		case m.regressed:
 			regressed++
-		case m.status.Damaged || m.status.Syncing:
+		case m.useless():
 			useless++
+		case m.status.Lost > 0:
+			marred++
 		}
 		if c.vouches(m) {
 			allNotIntact = false
 		}
-		if m.sound() {
+		if c.sound(m) {
 			sound++
 			if c.vouches(m) {
 				intact++
@@ -107,6 +112,11 @@ func (c *Core) decide() {
 		if allNotIntact || c.opt.AcceptLoss || waited >= c.lim.LossyWait {
 			c.choose(false)
 		}
+	case marred > 0 && marred+regressed+useless == c.inSyncCount(), marred > 0 && (c.opt.AcceptLoss || waited >= c.lim.LossyWait):
+		// The blocks that these entries wrote become poison: the rest is there.
+		c.marred = true
+		c.notice(NoticeRegression, nil, true, "every in-sync copy that answers lost bytes of logged entries")
+		c.choose(false)
 	case regressed > 0 && (allNotIntact || waited >= c.lim.LossyWait):
 		c.end(EndReplicaRegression, nil)
 	case useless > 0 && useless == c.inSyncCount():
@@ -117,14 +127,14 @@ func (c *Core) decide() {
 // vouches says whether m lost nothing it acknowledged: it is intact, or the
 // volume was detached cleanly and m holds all of it. After a salvage nobody can.
 func (c *Core) vouches(m *member) bool {
-	return !c.opt.Salvaged && !m.status.Damaged && !m.status.Syncing && !m.regressed && (m.status.Intact || c.opt.Detached)
+	return !c.opt.Salvaged && !m.useless() && m.status.Lost == 0 && (m.status.Intact || c.opt.Detached)
 }
 
 func (c *Core) choose(continuous bool) {
 	c.continuous = continuous || Mutant == "claim_continuity"
 	first := true
 	for _, m := range c.members {
-		if !m.sound() || continuous && !c.vouches(m) {
+		if !c.sound(m) || continuous && !c.vouches(m) {
 			continue
 		}
 		switch {
@@ -145,7 +155,7 @@ func (c *Core) choose(continuous bool) {
 
 // openAt cuts a sound member to S; what it lacks is brought from another.
 func (c *Core) openAt(m *member) {
-	if !m.sound() || m.link != linkFenced {
+	if !c.sound(m) || m.link != linkFenced {
 		return
 	}
 	m.link, m.cut = linkOpening, min(m.eff, c.s)
@@ -165,7 +175,7 @@ func (c *Core) progressOpening() {
 		}
 		if m.confirmed {
 			confirmed++
-		} else if m.sound() && !m.tooShort {
+		} else if c.sound(m) && !m.tooShort {
 			open++
 		}
 	}
@@ -224,7 +234,7 @@ func (c *Core) startOver(why string) {
 			c.connect(m)
 		}
 	}
-	c.hasIntact = false
+	c.hasIntact, c.marred = false, false
 	c.attachAt = c.now
 	c.command = nil
 	c.enter(PhaseFencing)

@@ -24,6 +24,7 @@ type Core struct {
 	firstIntact time.Duration // first intact answer of the round
 	hasIntact   bool
 	continuous  bool
+	marred      bool // members with lost entries decide: there are no others
 	s           holdfast.Seq
 
 	// Data path.

@@ -30,7 +30,7 @@ func (c *Core) Explain() []Wait {
 		}
 	case PhaseOpening:
 		for _, m := range c.members {
-			if m.inISR && !m.confirmed && m.sound() {
+			if m.inISR && !m.confirmed && c.sound(m) {
 				add(c.phaseSince, "replica %v to hold %d durably (has %d, durable %d)", m.ID, c.s, m.tail, m.dur)
 			}
 		}

@@ -186,7 +186,7 @@ func (h *history) do(line string) []string {
 		ev = FenceOK{r, conn, h.c.opt.Epoch, Status{
 			Fence: h.c.opt.Epoch, Tail: holdfast.Seq(key("tail")), TailEpoch: holdfast.Epoch(key("of")), Dur: holdfast.Seq(key("tail")),
 			Applied: holdfast.Seq(key("applied")), Held: holdfast.Seq(key("held")), HintEpoch: holdfast.Epoch(key("hint")), LogSize: key("log"),
-			Intact: strings.Contains(line, " intact"), Syncing: strings.Contains(line, " syncing"), Damaged: strings.Contains(line, " damaged"),
+			Intact: strings.Contains(line, " intact"), Syncing: strings.Contains(line, " syncing"), Damaged: strings.Contains(line, " damaged"), Lost: holdfast.Seq(key("lost")),
 		}}
 	case "refused":
 		ev = Refused{r, conn, holdfast.Epoch(n(2))}

@@ -23,11 +23,15 @@ const maxRoundsUnpinned = 3
 // another member, or by a whole copy.
 func (c *Core) rejoin(m *member) {
 	eff := min(m.eff, c.win.last)
-	whole := !m.status.Syncing && !m.status.Damaged && !m.needCopy
+	// What it lost of its log comes from the others, if there are any; else the
+	// blocks become poison.
+	lost := m.status.Lost > 0 && (!m.inISR || c.otherHealthy(m))
+	whole := !m.status.Syncing && !m.status.Damaged && !m.needCopy && !lost
 	if m.inAckset && (!whole || eff < m.durEver) {
 		// It lost what it said was durable, or its log is bad.
-		c.notice(NoticeRegression, m, true, "holds up to %d, was durable up to %d", eff, m.durEver)
-		m.hard, m.needCopy, m.fromZero = true, true, true
+		c.notice(NoticeRegression, m, true, "holds up to %d, was durable up to %d, first lost entry %d", eff, m.durEver, m.status.Lost)
+		m.fromZero = m.fromZero || !lost || m.status.Syncing || m.status.Damaged || eff < m.durEver
+		m.hard, m.needCopy = true, true
 		c.dropLink(m)
 		c.forget(m)
 		c.backOff(m)
@@ -235,6 +239,9 @@ func (c *Core) progressJoin(m *member) {
 			after := m.status.Applied
 			if m.status.Syncing {
 				after = m.status.Held
+			}
+			if m.status.Lost > 0 {
+				after = min(after, m.status.Lost-1)
 			}
 			if m.fromZero || m.status.Damaged {
 				after = 0

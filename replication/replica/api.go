@@ -47,9 +47,9 @@ type Status struct {
 	// Damaged: a record within the durable part is unreadable; such a copy
 	// is never a source and never continues by itself.
 	Damaged bool
-	// Lost is the last logged entry whose bytes are lost and that is not in the
-	// base yet, or 0: such a copy is not intact, and continues by itself only if
-	// there is no other. In the base the entry's blocks are poison.
+	// Lost is the first logged entry whose bytes are lost, or 0: such a copy is
+	// not intact, and continues by itself only if there is no other. In the base
+	// the entry's blocks are poison.
 	Lost holdfast.Seq
 
 	HintEpoch holdfast.Epoch // highest (epoch, isr version) this copy was told

@@ -93,9 +93,6 @@ func (c *Core) appliedTo(e AppliedTo) {
 	}
 	c.st.Applied = max(c.st.Applied, e.Applied)
 	c.st.Checkpoint = max(c.st.Checkpoint, e.Checkpoint)
-	if c.st.Lost <= c.st.Applied {
-		c.st.Lost = 0 // poison in the base by now
-	}
 	kept := c.fetches[:0]
 	for _, f := range c.fetches {
 		if f.need <= c.st.Applied {

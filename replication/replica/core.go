@@ -189,7 +189,7 @@ func (c *Core) Step(ev Event) []Action {
 		c.opened(e)
 	case Intact:
 		if c.admit(e.Conn, e.Epoch) && !c.st.Syncing && !c.st.Damaged {
-			c.st.Intact = true
+			c.st.Intact, c.st.Lost = true, 0 // what it lost, the writer knows
 			c.do(LogIntact{Epoch: e.Epoch})
 		}
 	case Install:

@@ -70,10 +70,11 @@ func TestNoRepairOfACopyInTheMaking(t *testing.T) {
 		SendRepaired{Conn: 1, Batch: 1, AsOf: 5, Retry: true}, Drop{Batch: 1})
 }
 
-// What is lost of the log is told until it is cut, dropped, or in the base.
+// What is lost of the log is told until it is cut or dropped, or
+// the writer took this copy as it is.
 func TestLostIsTold(t *testing.T) {
 	for what, step := range map[string]func(c *Core){
-		"applied": func(c *Core) { c.Step(AppliedTo{Applied: 5}) },
+		"declared intact": func(c *Core) { c.Step(Intact{Conn: 1, Epoch: 7}) },
 		"cut": func(c *Core) {
 			c.Step(Fence{Conn: 2, Epoch: 8})
 			c.Step(Fenced{})
@@ -85,10 +86,13 @@ func TestLostIsTold(t *testing.T) {
 			c.Step(Fenced{})
 			c.Step(Join{Conn: 2, Epoch: 8, At: 9})
 			c.Step(Opened{})
+			if got := c.Status().Held; got != 4 {
+				t.Errorf("whole up to %d, want 4", got)
+			}
 		},
 	} {
 		c := opened(t, Status{Lost: 5})
-		c.Step(AppliedTo{Applied: 4})
+		c.Step(AppliedTo{Applied: 5})
 		if got := c.Status().Lost; got != 5 {
 			t.Errorf("lost %d, want 5", got)
 		}

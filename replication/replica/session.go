@@ -121,6 +121,9 @@ func (c *Core) open(conn Conn, epoch holdfast.Epoch, isr holdfast.ISRVersion, w 
 	case w.rebase:
 		c.other++
 		c.opening.held, c.rebasing = c.st.Applied, true
+		if c.st.Lost > 0 {
+			c.opening.held = min(c.opening.held, c.st.Lost-1) // the base is not whole beyond
+		}
 		c.do(LogRebase{Epoch: epoch, To: w.to})
 	case w.to < c.st.Tail:
 		c.other++
@@ -166,7 +169,7 @@ func (c *Core) opened(e Opened) {
 func (c *Core) cut(to holdfast.Seq) {
 	c.st.Tail = to
 	if c.st.Lost > to {
-		c.st.Lost = 0 // what is left is told anew by the next start
+		c.st.Lost = 0
 	}
 	c.st.Dur = min(c.st.Dur, to)
 	c.syncTo = min(c.syncTo, to)

@@ -315,7 +315,7 @@ const (
 	// badAtOnce bounds the chunks with bad blocks that a tick tells of.
 	badAtOnce = 4
 	// badEvery is how long it takes until one is told of again.
-	badEvery = 10 * time.Second
+	badEvery = 2 * time.Second
 )
 
 // tellBad tells the writer, if there is one, of chunks with bad blocks.

@@ -33,7 +33,7 @@ type Fenced struct {
 	Intact     bool         // nothing acknowledged can be missing (R7)
 	Syncing    bool         // being filled: the tail proves nothing
 	Damaged    bool         // an unreadable record in the durable part
-	Lost       holdfast.Seq // last logged entry whose bytes are lost, and that is in no chunk yet; 0: none
+	Lost       holdfast.Seq // first logged entry whose bytes are lost; 0: none
 	OpenCount  holdfast.OpenCount
 	HintEpoch  holdfast.Epoch // highest (epoch, isr version) this copy was told
 	HintISR    holdfast.ISRVersion
