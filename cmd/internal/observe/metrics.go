@@ -56,9 +56,9 @@ func counter(name, help string, labels ...string) metric {
 type metrics struct {
 	build, nodeGone, leader, leaderKnown, contact, appliedIndex metric
 
-	diskCapacity, diskUsed, diskReserved, walSize, walUsed, diskFailed metric
+	diskCapacity, diskUsed, diskReserved, walSize, walUsed, diskFailed, blocksFound, blocksRepaired, blocksPoisoned metric
 
-	replicaTail, replicaDurable, replicaCommit, replicaApplied, replicaFailed, replicaIntact, pingsDropped metric
+	replicaTail, replicaDurable, replicaCommit, replicaApplied, replicaFailed, replicaIntact, replicaBad, replicaPoison, pingsDropped metric
 
 	memoryUsed, memoryLimit metric
 
@@ -86,6 +86,10 @@ func newMetrics() *metrics {
 		walUsed:      gauge("disk_wal_used_bytes", "What of the log cannot be recycled yet; writers wait as it nears the size.", disk...),
 		diskFailed:   gauge("disk_failed", "Whether a disk failed, in this process life or an earlier one.", disk...),
 
+		blocksFound:    counter("disk_bad_blocks_found_total", "Blocks of 4 KiB found to have changed, or lost, since the disk was opened.", disk...),
+		blocksRepaired: counter("disk_bad_blocks_repaired_total", "Bad blocks that came back from another in-sync replica.", disk...),
+		blocksPoisoned: counter("disk_bad_blocks_poisoned_total", "Bad blocks that no in-sync replica had: reads of them fail until they are written.", disk...),
+
 		replicaTail:    gauge("replica_tail", "The last entry that a replica of this node received.", replica...),
 		replicaDurable: gauge("replica_durable", "The last entry that is on its disk.", replica...),
 		replicaCommit:  gauge("replica_commit", "The last entry it was told is durable on every in-sync replica.", replica...),
@@ -93,6 +97,8 @@ func newMetrics() *metrics {
 		replicaFailed:  gauge("replica_failed", "Whether it cannot go on.", replica...),
 		replicaIntact:  gauge("replica_intact", "Whether it lost nothing it ever acknowledged.", replica...),
 		pingsDropped:   counter("replica_disk_pings_dropped_total", "Pings to all replicas of its disk that were not answered: too many waited for the disk.", replica...),
+		replicaBad:     gauge("replica_bad_blocks", "Blocks known to be bad or lost there, and not yet repaired.", replica...),
+		replicaPoison:  gauge("replica_poisoned_blocks", "Blocks in its chunks that are lost until they are written.", replica...),
 
 		memoryUsed:  gauge("replay_memory_bytes", "Payload kept for replay by all attachments of this node."),
 		memoryLimit: gauge("replay_memory_limit_bytes", "The bound of replay_memory_bytes; writers wait at it."),
@@ -129,8 +135,8 @@ func newMetrics() *metrics {
 // all lists every metric, for Describe.
 func (m *metrics) all() []metric {
 	return []metric{m.build, m.nodeGone, m.leader, m.leaderKnown, m.contact, m.appliedIndex,
-		m.diskCapacity, m.diskUsed, m.diskReserved, m.walSize, m.walUsed, m.diskFailed,
-		m.replicaTail, m.replicaDurable, m.replicaCommit, m.replicaApplied, m.replicaFailed, m.replicaIntact, m.pingsDropped,
+		m.diskCapacity, m.diskUsed, m.diskReserved, m.walSize, m.walUsed, m.diskFailed, m.blocksFound, m.blocksRepaired, m.blocksPoisoned,
+		m.replicaTail, m.replicaDurable, m.replicaCommit, m.replicaApplied, m.replicaFailed, m.replicaIntact, m.replicaBad, m.replicaPoison, m.pingsDropped,
 		m.memoryUsed, m.memoryLimit,
 		m.resyncs, m.resyncsWaiting, m.resyncRate, m.resyncLimit, m.requestP99, m.requestBaseline,
 		m.size, m.epoch, m.active, m.clients, m.inSync, m.wanted, m.window, m.requests, m.sequenced, m.acked, m.committed, m.ackDurable, m.resynced, m.refused, m.waiting,
@@ -178,6 +184,9 @@ func (c *collector) Collect(out chan<- prometheus.Metric) {
 		put(c.walSize, float64(d.Stat.WALSize), labels...)
 		put(c.walUsed, float64(d.Stat.WALUsed), labels...)
 		put(c.diskFailed, truth(d.Stat.Failed != nil || d.Stat.MarkedFailed), labels...)
+		put(c.blocksFound, float64(d.Stat.Repair.Found), labels...)
+		put(c.blocksRepaired, float64(d.Stat.Repair.Repaired), labels...)
+		put(c.blocksPoisoned, float64(d.Stat.Repair.Poisoned), labels...)
 	}
 	for _, r := range c.s.Replicas() {
 		labels := []string{r.Log.Replica.String(), volumeName(view, r.Log.Segment.Volume), segment(r.Log.Segment.Index), r.Disk.String()}
@@ -188,6 +197,8 @@ func (c *collector) Collect(out chan<- prometheus.Metric) {
 		put(c.replicaFailed, truth(r.Failed != nil), labels...)
 		put(c.replicaIntact, truth(r.Core.Intact), labels...)
 		put(c.pingsDropped, float64(r.PingsDropped), labels...)
+		put(c.replicaBad, float64(r.Log.Bad), labels...)
+		put(c.replicaPoison, float64(r.Log.Poison), labels...)
 	}
 	for _, h := range c.s.Held() {
 		c.held(put, view, h)

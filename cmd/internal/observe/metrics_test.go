@@ -67,11 +67,11 @@ func sources(t *testing.T) Sources {
 		Gone: func(id holdfast.NodeID) bool { return id == n2 },
 		Raft: fakeRaft{known: true, contact: 1500 * time.Millisecond},
 		Disks: func() []reconcile.OpenedDisk {
-			return []reconcile.OpenedDisk{{Path: "/d", Pool: "ssd", Stat: disk.Stat{Disk: holdfast.DiskID{1}, Capacity: 1000, Used: 300, Reserved: 20, WALSize: 64, WALUsed: 60, MarkedFailed: true}}}
+			return []reconcile.OpenedDisk{{Path: "/d", Pool: "ssd", Stat: disk.Stat{Disk: holdfast.DiskID{1}, Capacity: 1000, Used: 300, Reserved: 20, WALSize: 64, WALUsed: 60, Repair: disk.RepairStat{Found: 5, Repaired: 3, Poisoned: 1}, MarkedFailed: true}}}
 		},
 		Replicas: func() []serve.ReplicaStatus {
 			return []serve.ReplicaStatus{{Disk: holdfast.DiskID{1}, PingsDropped: 3, Core: replica.Status{Intact: true},
-				Log: disk.Status{ReplicaDesc: disk.ReplicaDesc{Segment: segment, Replica: holdfast.ReplicaID{1}}, Tail: 12, Dur: 11, Commit: 10, Applied: 9}}}
+				Log: disk.Status{ReplicaDesc: disk.ReplicaDesc{Segment: segment, Replica: holdfast.ReplicaID{1}}, Tail: 12, Dur: 11, Commit: 10, Applied: 9, Bad: 2, Poison: 1}}}
 		},
 		Held: func() []reconcile.HeldVolume {
 			return []reconcile.HeldVolume{{Volume: volume, Held: reconcile.Held{Epoch: 4, Active: true, Clients: 2, Status: attachment.Status{Segments: []attachment.SegmentStatus{{
@@ -147,6 +147,11 @@ func TestMetrics(t *testing.T) {
 		"resync_limit_bytes_per_second":    ` 1.048576e+07`,
 		"request_p99_seconds":              `{op="write"} 0.002`,
 		"request_p99_baseline_seconds":     `{op="write"} 0.001`,
+		"disk_bad_blocks_found_total":      `{` + diskID + `,path="/d",pool="ssd"} 5`,
+		"disk_bad_blocks_repaired_total":   `{` + diskID + `,path="/d",pool="ssd"} 3`,
+		"disk_bad_blocks_poisoned_total":   `{` + diskID + `,path="/d",pool="ssd"} 1`,
+		"replica_bad_blocks":               `{` + diskID + `,` + replica + `} 2`,
+		"replica_poisoned_blocks":          `{` + diskID + `,` + replica + `} 1`,
 	} {
 		got, err := testutil.CollectAndFormat(c, expfmt.TypeTextPlain, "holdfast_"+name)
 		if err != nil {
@@ -162,8 +167,8 @@ func TestMetrics(t *testing.T) {
 			t.Errorf("got  %s\nwant holdfast_%s%s", text, name, want)
 		}
 	}
-	if n := len(c.all()); n != 45 {
-		t.Errorf("metrics: got %d, want the 45 that are checked here", n)
+	if n := len(c.all()); n != 50 {
+		t.Errorf("metrics: got %d, want the 50 that are checked here", n)
 	}
 }
 
