@@ -21,16 +21,18 @@ func (d *Disk) Checkpoint(ctx context.Context) error {
 	return d.checkpoint(nil, true)
 }
 
-// reclaim makes room in a full log for the holder of a replica's order. Who finds that another's checkpoint made
-// room meanwhile does nothing.
-func (d *Disk) reclaim(held *Replica) error {
-	before := d.wal.used()
+// reclaim makes room in a full log for the holder of a replica's order, and says
+// whether anybody did meanwhile: others may have taken it again, and another try
+// is no waste. Who finds that another's checkpoint made room does nothing.
+func (d *Disk) reclaim(held *Replica) (room bool, err error) {
+	before := d.wal.freedSlots()
 	d.passes.Lock()
 	defer d.passes.Unlock()
-	if d.wal.used() < before {
-		return d.failed()
+	if d.wal.freedSlots() > before {
+		return true, d.failed()
 	}
-	return d.checkpointLocked(held, false)
+	err = d.checkpointLocked(held, false)
+	return d.wal.freedSlots() > before, err
 }
 
 func (d *Disk) checkpoint(held *Replica, always bool) error {

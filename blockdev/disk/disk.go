@@ -310,7 +310,7 @@ func (d *Disk) slow(held *Replica) error {
 	if used <= size/4*3 && !d.overShare(held, used) {
 		return nil
 	}
-	err := d.reclaim(held)
+	_, err := d.reclaim(held)
 	d.stuck.Store(0)
 	if now := d.wal.used(); now > size/8*5 {
 		d.stuck.Store(now) // what is left waits for its commit: no use in trying at each write

@@ -196,10 +196,11 @@ func (r *Replica) InstallChunk(c Chunk) error {
 		if err != errWALFull || reclaimed {
 			return holdfast.Errorf(holdfast.KindOf(noSpace(err)), "install chunk %d of replica %v: %w", c.Index, r.desc.Replica, noSpace(err))
 		}
-		if err := r.d.reclaim(r); err != nil {
+		room, err := r.d.reclaim(r)
+		if err != nil {
 			return err
 		}
-		reclaimed = true
+		reclaimed = !room
 	}
 }
 

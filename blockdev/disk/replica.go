@@ -316,14 +316,15 @@ func (r *Replica) logEntries(entries []Entry, crcs int) error {
 		}
 		r.mu.Unlock()
 		req.recs = req.recs[:copy(req.recs, req.recs[req.done:])]
-		if err := r.d.reclaim(r); err != nil {
+		room, err := r.d.reclaim(r)
+		if err != nil {
 			r.mu.Lock()
 			r.inflight = nil
 			r.dropPromises(entries)
 			r.mu.Unlock()
 			return err
 		}
-		reclaimed = true
+		reclaimed = !room
 	}
 }
 
@@ -481,7 +482,7 @@ func (r *Replica) insist(rec record, durable bool, effect func()) error {
 	if holdfast.KindOf(err) != holdfast.ErrNoSpace {
 		return err
 	}
-	if rerr := r.d.reclaim(r); rerr != nil {
+	if _, rerr := r.d.reclaim(r); rerr != nil {
 		return err
 	}
 	return r.change(rec, durable, effect)

@@ -51,6 +51,7 @@ type wal struct {
 	pos      int64 // where the next batch goes in the current slot
 	serial   uint64
 	durable  uint64
+	freed    int64  // slots; see freedSlots
 	keepFrom uint64 // records below are not needed; slots of only such are free
 	failed   error
 	syncing  bool
@@ -364,6 +365,13 @@ func (w *wal) used() int64 {
 	return int64(len(w.slots)-1)*w.slotSize - w.freeSlots()*w.slotSize + w.pos
 }
 
+// freedSlots counts the slots that checkpoints ever let go of.
+func (w *wal) freedSlots() int64 {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.freed
+}
+
 func (w *wal) size() int64 { return int64(len(w.slots)) * w.slotSize }
 
 // written returns the serial of the last record written.
@@ -396,7 +404,9 @@ func (w *wal) oldest() (last uint64, tight bool) {
 func (w *wal) recycle(keepFrom uint64) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
+	before := w.freeSlots()
 	w.keepFrom = max(w.keepFrom, keepFrom)
+	w.freed += w.freeSlots() - before
 }
 
 // sync returns once every record up to the serial is durable. Callers that come

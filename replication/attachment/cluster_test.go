@@ -505,6 +505,13 @@ func (m *fakeMeta) begin(o *Options) {
 	}
 }
 
+// commands are those applied so far.
+func (m *fakeMeta) commands() []string {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return slices.Clone(m.log)
+}
+
 func (m *fakeMeta) isr(i int) []holdfast.ReplicaID {
 	m.mu.Lock()
 	defer m.mu.Unlock()
