@@ -344,22 +344,20 @@ func (d *Disk) rebuild(log *scannedLog) error {
 	for _, s := range p.saved {
 		p.finish(s)
 		installs += int64(len(p.logs[s.r.desc.Replica].installs))
+		d.replicas[s.r.desc.Replica] = s.r
 	}
 	if d.opts.checking {
-		installs = 0
-	} else if err := d.ground(installs); err != nil {
+		return nil // installs would be written; scan has compared them with their checksums
+	}
+	if err := d.ground(installs); err != nil {
 		return err
 	}
 	for _, s := range p.saved {
 		for _, f := range p.logs[s.r.desc.Replica].installs {
-			if d.opts.checking {
-				break // it would be written to its chunk; scan has compared it with its checksums
-			}
 			if err := p.install(s.r, f); err != nil {
 				return err
 			}
 		}
-		d.replicas[s.r.desc.Replica] = s.r
 	}
 	return nil
 }

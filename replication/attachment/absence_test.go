@@ -2,6 +2,8 @@ package attachment
 
 import (
 	"context"
+	"fmt"
+	"slices"
 	"testing"
 	"time"
 
@@ -122,6 +124,57 @@ func TestCopyInterrupted(t *testing.T) {
 		}
 		c.compare(m.data, c.hosts...)
 	}
+}
+
+// Chunks are copied over what a replica holds only once raft calls it syncing:
+// without raft, not one.
+func TestNoCopyWithoutRaft(t *testing.T) {
+	c := newCluster(t, 3, 16<<20, 16<<20)
+	a := c.attach(c.hosts[0])
+	m := newModel(29, c.size)
+	m.mutate(t, a, 20)
+	c.hosts[1].reach(false)
+	c.eventually("it is put out", a, func() bool { return len(c.meta.isr(0)) == 2 })
+	for off := int64(0); off < c.size; off += 1 << 20 { // more than the logs keep for it
+		for range 2 {
+			for i := range int64(1 << 20) {
+				m.data[off+i] = byte(off>>18 + i>>9)
+			}
+			if err := a.WriteAt(t.Context(), m.data[off:off+1<<20], off, false); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	c.meta.setQuorum(false)
+	c.hosts[1].reach(true)
+	id := c.meta.segments[0].replicas[1].ID
+	asked := func() bool {
+		for _, s := range a.Status().Segments[0].State.Members {
+			if s.Replica == id {
+				return s.Link == "opening"
+			}
+		}
+		return false
+	}
+	c.eventually("the core wants to copy", a, asked)
+	for range 100 {
+		time.Sleep(5 * time.Millisecond) // long enough for a copy of this size, were one begun
+		for _, r := range c.hosts[1].server.Replicas() {
+			if r.Core.Syncing {
+				t.Fatal("a copy began without raft")
+			}
+		}
+	}
+	c.meta.setQuorum(true)
+	c.waitInSync(a, 3)
+	if log := c.meta.commands(); !slices.Contains(log, fmt.Sprintf("sync %v", id)) {
+		t.Errorf("raft was never told: %q", log)
+	}
+	m.verify(t, a)
+	if err := a.Detach(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	c.compare(m.data, c.hosts...)
 }
 
 // A member whose disk hangs is put out like one that is dead, by its silence: its

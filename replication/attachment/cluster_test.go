@@ -595,6 +595,22 @@ func (m *fakeMeta) GrowISR(_ context.Context, seg holdfast.SegmentID, epoch hold
 	})
 }
 
+func (m *fakeMeta) StartSync(_ context.Context, seg holdfast.SegmentID, epoch holdfast.Epoch, id holdfast.ReplicaID) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	s := &m.segments[seg.Index]
+	switch {
+	case m.noQuorum:
+		return errNoQuorum
+	case epoch != m.epoch:
+		return holdfast.Errorf(holdfast.ErrFenced, "epoch is %d", m.epoch)
+	case slices.Contains(s.isr(), id):
+		return holdfast.Errorf(holdfast.ErrRefused, "replica %v is in sync", id)
+	}
+	m.log = append(m.log, fmt.Sprintf("sync %v", id))
+	return s.setRole(id, holdfast.RoleSyncing)
+}
+
 func (s *metaSegment) setRole(id holdfast.ReplicaID, role holdfast.ReplicaRole) error {
 	for i := range s.replicas {
 		if s.replicas[i].ID == id {

@@ -34,6 +34,9 @@ type Meta interface {
 	// GrowISR adds one.
 	GrowISR(ctx context.Context, seg holdfast.SegmentID, epoch holdfast.Epoch, isr holdfast.ISRVersion,
 		replica holdfast.ReplicaID, commit holdfast.Seq) (holdfast.ISRVersion, error)
+	// StartSync records that chunks are about to be copied over what a replica holds:
+	// from then on it holds no one state of the volume. Again is no harm.
+	StartSync(ctx context.Context, seg holdfast.SegmentID, epoch holdfast.Epoch, replica holdfast.ReplicaID) error
 	// Segment returns the segment's record by a linearizable read.
 	Segment(ctx context.Context, seg holdfast.SegmentID) (Record, error)
 	// Detach records the clean end of the epoch on all segments of a volume.

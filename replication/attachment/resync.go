@@ -20,6 +20,8 @@ const (
 	chunkPause = 100 * time.Millisecond
 	// stalledAfter is how many tries of one chunk show that the target takes none.
 	stalledAfter = 10
+	// joinRetry lies between two asks of raft before a copy begins.
+	joinRetry = 500 * time.Millisecond
 	// progressEvery is how many chunks lie between two reports.
 	progressEvery = 64
 )
@@ -75,6 +77,36 @@ func (s *segment) mustHurry() bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.activated == nil || s.queued > 0 || s.window.bytes > limit/2
+}
+
+// join sends JOIN once raft knows that the replica is being filled: without raft
+// none begins, and nobody takes for a state of the volume what is half a copy.
+func (s *segment) join(ctx context.Context, a coordinator.SendJoin) {
+	var err error
+	for {
+		if err = s.a.o.Meta.StartSync(ctx, s.id, a.Epoch, a.Replica); err == nil || outcome(err) != coordinator.OutcomeUnknown {
+			break
+		}
+		s.logger.Warn("raft did not answer before a copy", "replica", a.Replica, "error", err)
+		select {
+		case <-time.After(joinRetry):
+			continue
+		case <-ctx.Done():
+		}
+		break
+	}
+	s.mu.Lock()
+	defer s.unlock()
+	c := s.connOf(a.Replica, a.Conn)
+	switch {
+	case c == nil: // the core gave up waiting
+	case err != nil:
+		c.peer.lastError = err.Error()
+		s.closeLater(c) // the core tries again
+	default:
+		c.sent, c.want = a.At, a.At
+		c.send(0, &wire.Join{At: a.At, ISRVersion: a.ISRVersion})
+	}
 }
 
 // copied reports the end of a copy, unless it was stopped.

@@ -309,10 +309,7 @@ func (s *segment) do(act coordinator.Action) {
 			c.send(0, &wire.Open{Start: a.CutTo, ISRVersion: a.ISRVersion})
 		}
 	case coordinator.SendJoin:
-		if c := s.connOf(a.Replica, a.Conn); c != nil {
-			c.sent, c.want = a.At, a.At
-			c.send(0, &wire.Join{At: a.At, ISRVersion: a.ISRVersion})
-		}
+		s.background(func(ctx context.Context) { s.join(ctx, a) })
 	case coordinator.SendIntact:
 		s.sendOrdered(a.Replica, a.Conn, 0, &wire.Intact{})
 	case coordinator.SendWhole:

@@ -42,6 +42,12 @@ func (m meta) GrowISR(ctx context.Context, seg holdfast.SegmentID, epoch holdfas
 	return m.propose(ctx, &state.GrowISR{Segment: seg, Epoch: epoch, ISRVersion: isr, Replica: r, Commit: commit})
 }
 
+// StartSync implements attachment.Meta.
+func (m meta) StartSync(ctx context.Context, seg holdfast.SegmentID, epoch holdfast.Epoch, r holdfast.ReplicaID) error {
+	_, err := m.propose(ctx, &state.StartSync{Segment: seg, Epoch: epoch, Replica: r})
+	return err
+}
+
 // Segment implements attachment.Meta.
 func (m meta) Segment(ctx context.Context, seg holdfast.SegmentID) (attachment.Record, error) {
 	view, err := m.c.Read(ctx)
