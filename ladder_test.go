@@ -33,6 +33,7 @@ var ladder = map[string]int{
 	"blockdev/mount":          3,
 	"blockdev/disk":           3,
 	"replication/wire":        2,
+	"replication/latency":     1,
 	"replication/coordinator": 3,
 	"replication/replica":     3,
 	"replication/serve":       4,
@@ -81,6 +82,7 @@ var trees = map[string][]string{
 // pure are the cores that hold the thinking: no goroutine, channel, lock,
 // clock, context, randomness or I/O. Their imports are an allow-list.
 var pure = map[string][]string{
+	"replication/latency":     {"math/bits", "time"},
 	"replication/coordinator": {"cmp", "errors", "fmt", "slices", "sort", "strings", "strconv", "math", "math/bits", "encoding/binary", "bytes", "time", "iter", "maps"},
 	"replication/replica":     {"cmp", "errors", "fmt", "slices", "sort", "strings", "strconv", "math", "math/bits", "encoding/binary", "bytes", "time", "iter", "maps"},
 	"cmd/internal/history":    {"cmp", "encoding/binary", "fmt", "math", "slices", "strings", "time", "github.com/anishathalye/porcupine"},

@@ -15,18 +15,7 @@ func TestSalvageRefusesHalfACopy(t *testing.T) {
 	c := start(t, 4)
 	first := c.nodes[0]
 	first.must("volume", "create", "v", "--size", "2G", "--replicas", "2")
-	byName := map[string]*node{}
-	for _, x := range c.nodes {
-		byName[x.name] = x
-	}
-	placed := first.inspect("v").Replicas
-	old, last := byName[placed[0].Node], byName[placed[1].Node]
-	var user *node // has no replica
-	for _, x := range c.nodes {
-		if x != old && x != last {
-			user = x
-		}
-	}
+	old, last, user := c.homes("v")
 	uri := last.attach("v")
 	fio(t, uri, "--rw=write", "--bs=1M", "--iodepth=4", "--size=64M")
 	old.kill()

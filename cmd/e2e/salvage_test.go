@@ -6,6 +6,23 @@ import (
 	"time"
 )
 
+// homes returns the nodes of a volume's two replicas, and one that has none.
+func (c *cluster) homes(name string) (first, second, none *node) {
+	c.t.Helper()
+	placed := c.nodes[0].inspect(name).Replicas
+	for _, x := range c.nodes {
+		switch x.name {
+		case placed[0].Node:
+			first = x
+		case placed[1].Node:
+			second = x
+		default:
+			none = x
+		}
+	}
+	return first, second, none
+}
+
 // TestSalvage loses the only in-sync copy of a volume for good, as far as the
 // operator knows, and goes on from the one that had fallen behind; what comes
 // back later is an orphan and stays out.
@@ -15,18 +32,7 @@ func TestSalvage(t *testing.T) {
 	c := start(t, 4)
 	first := c.nodes[0]
 	first.must("volume", "create", "v", "--size", "64M", "--replicas", "2")
-	byName := map[string]*node{}
-	for _, x := range c.nodes {
-		byName[x.name] = x
-	}
-	placed := first.inspect("v").Replicas
-	old, last := byName[placed[0].Node], byName[placed[1].Node]
-	var user *node // has no replica
-	for _, x := range c.nodes {
-		if x != old && x != last {
-			user = x
-		}
-	}
+	old, last, user := c.homes("v")
 	do := func(uri, command string) {
 		t.Helper()
 		if out, err := qemuIO(t, uri, command); err != nil {

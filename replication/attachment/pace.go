@@ -101,7 +101,7 @@ func (p *pace) look(now time.Duration, resyncs int) bool {
 	p.measured, p.idle = true, n == 0
 	p.lastRate = float64(p.sent) / took.Seconds()
 	for k := range p.window {
-		p.last[k] = p.window[k].p99()
+		p.last[k] = p.window[k].P99()
 	}
 	switch {
 	case p.quiet && n > 0:
@@ -163,7 +163,7 @@ func (p *pace) judge(took time.Duration, resyncs int) {
 func (p *pace) compare() (suffers, better, known bool) {
 	better, known = true, true
 	for k := range p.window {
-		if p.window[k].n == 0 {
+		if p.window[k].N() == 0 {
 			continue
 		}
 		base, ok := p.baseline(opKind(k))
@@ -179,12 +179,12 @@ func (p *pace) compare() (suffers, better, known bool) {
 
 // baseline is the p99 of a kind of request without resync.
 func (p *pace) baseline(k opKind) (time.Duration, bool) {
-	if p.before[k].n == 0 {
-		return p.base[k].p99(), p.base[k].n >= baselineLeast
+	if p.before[k].N() == 0 {
+		return p.base[k].P99(), p.base[k].N() >= baselineLeast
 	}
 	both := p.before[k]
-	both.merge(&p.base[k])
-	return both.p99(), both.n >= baselineLeast
+	both.Merge(&p.base[k])
+	return both.P99(), both.N() >= baselineLeast
 }
 
 // learn takes the window into the baseline.
@@ -193,7 +193,7 @@ func (p *pace) learn(took time.Duration) {
 		p.before, p.base, p.learned = p.base, foreground{}, 0
 	}
 	for k := range p.window {
-		p.window[k].forget(heldLeast)
+		p.window[k].Forget(heldLeast)
 	}
 	p.base.merge(&p.window)
 	p.learned += took

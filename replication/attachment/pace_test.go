@@ -21,7 +21,7 @@ type simulated struct {
 func (s *simulated) second(writes int, d time.Duration, resyncs int, most float64) {
 	for range 5 {
 		for range writes / 5 {
-			s.window[opWrite].add(d)
+			s.window[opWrite].Add(d)
 		}
 		rate := s.rate
 		if rate == 0 || rate > most {
@@ -138,32 +138,12 @@ func TestPaceHeldRequests(t *testing.T) {
 		s.second(100, time.Millisecond, 0, 0)
 	}
 	for range 16 {
-		s.window[opWrite].add(5 * time.Second)
+		s.window[opWrite].Add(5 * time.Second)
 	}
 	s.second(0, 0, 0, 0)
 	s.second(100, time.Millisecond, 0, 0)
 	if base, ok := s.baseline(opWrite); !ok || base > 2*time.Millisecond {
 		t.Errorf("baseline %v %v after held requests, want that of the others", base, ok)
-	}
-}
-
-func TestLatency(t *testing.T) {
-	var l latency
-	for us := range 10000 {
-		l.add(time.Duration(us) * time.Microsecond)
-	}
-	if got := l.p99(); got < 7500*time.Microsecond || got > 9900*time.Microsecond {
-		t.Errorf("p99 of 0 to 10 ms: %v", got)
-	}
-	for d := time.Microsecond; d < time.Minute; d += d/7 + 1 {
-		one := latency{}
-		one.add(d)
-		if got := one.p99(); got > d || got < d*3/4-time.Microsecond {
-			t.Fatalf("p99 of one sample of %v: %v", d, got)
-		}
-	}
-	if (&latency{}).p99() != 0 {
-		t.Error("p99 of nothing is not zero")
 	}
 }
 

@@ -390,7 +390,7 @@ func (s *segment) complete(id coordinator.OpID, err error) {
 		s.queued -= o.cost
 		s.a.memory.give(o.cost)
 	}
-	s.took[o.kind].add(s.clock - o.began)
+	s.took[o.kind].Add(s.clock - o.began)
 	o.request.finish(err)
 }
 
@@ -400,7 +400,7 @@ func (s *segment) completeRead(a coordinator.CompleteRead) {
 		return
 	}
 	delete(s.ops, a.ID)
-	s.took[opRead].add(s.clock - o.began)
+	s.took[opRead].Add(s.clock - o.began)
 	o.read.sample, o.read.done, o.read.err = nil, true, a.Err
 	o.read.signal()
 }

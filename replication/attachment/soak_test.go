@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/holdfast-storage/holdfast"
+	"github.com/holdfast-storage/holdfast/replication/latency"
 )
 
 // soakCycles is how often TestEvictAndRejoin does it.
@@ -35,10 +36,10 @@ type client struct {
 	err  error
 
 	mu    sync.Mutex
-	calm  latency // while every replica is in sync
-	busy  latency // while one is brought back
-	apart bool    // neither: one is away, or being put out
-	sync  bool    // one is brought back
+	calm  latency.Histogram // while every replica is in sync
+	busy  latency.Histogram // while one is brought back
+	apart bool              // neither: one is away, or being put out
+	sync  bool              // one is brought back
 	count int
 }
 
@@ -78,9 +79,9 @@ func (c *client) run(seed uint64) {
 			c.count++
 			switch {
 			case c.sync:
-				c.busy.add(time.Since(began))
+				c.busy.Add(time.Since(began))
 			case !c.apart:
-				c.calm.add(time.Since(began))
+				c.calm.Add(time.Since(began))
 			}
 			c.mu.Unlock()
 		}
@@ -183,7 +184,7 @@ func TestEvictAndRejoin(t *testing.T) {
 		t.Error(difference(got, c.data))
 	}
 	t.Logf("%d cycles, %d of them by chunks, the source killed half-way in %d; %d writes; p99 without resync %v (of %d writes), with resync %v (of %d)",
-		cycles, chunks, killed, c.count, c.calm.p99(), c.calm.n, c.busy.p99(), c.busy.n)
+		cycles, chunks, killed, c.count, c.calm.P99(), c.calm.N(), c.busy.P99(), c.busy.N())
 	if killed < cycles/2 {
 		t.Errorf("the source was killed half-way in %d of %d cycles: the resync is over before the test sees it", killed, cycles)
 	}

@@ -64,7 +64,7 @@ func (c *Core) stream() {
 func (c *Core) onAcked(m *member, tail holdfast.Seq) {
 	if tail > m.tail {
 		if tail >= c.win.first && tail <= c.win.last && m.streaming() && m.inAckset {
-			m.pace.acks.add(c.now - max(c.win.at(tail).at, m.ageFrom))
+			m.pace.acks.Add(c.now - max(c.win.at(tail).at, m.ageFrom))
 		}
 		m.tail = tail
 	}
@@ -200,7 +200,7 @@ func (c *Core) sendFlush(m *member, cover holdfast.Seq) {
 func (c *Core) onFlushed(m *member, e Flushed) {
 	n := 0
 	for n < len(m.flushes) && m.flushes[n].id <= e.ID {
-		m.pace.flushes.add(c.now - max(m.flushes[n].at, m.ageFrom))
+		m.pace.flushes.Add(c.now - max(m.flushes[n].at, m.ageFrom))
 		n++
 	}
 	m.flushes = append(m.flushes[:0], m.flushes[n:]...)

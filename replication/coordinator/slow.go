@@ -1,9 +1,10 @@
 package coordinator
 
 import (
-	"math/bits"
 	"slices"
 	"time"
+
+	"github.com/holdfast-storage/holdfast/replication/latency"
 )
 
 // A member that answers, but far slower than the others, makes every write as slow
@@ -25,52 +26,10 @@ const (
 	lastHoldDown  = 64 * time.Minute
 )
 
-// latency counts durations in steps of a quarter of a power of two, so that a
-// median is known to 20 % from 512 bytes.
-type latency struct {
-	n      uint32
-	counts [128]uint32
-}
-
-func (l *latency) add(d time.Duration) {
-	us := uint64(max(d, 0) / time.Microsecond)
-	l.n++
-	l.counts[step(us)]++
-}
-
-// step is 4 log2(us), rounded down, at most the last.
-func step(us uint64) int {
-	if us < 4 {
-		return int(us)
-	}
-	power := bits.Len64(us) - 1
-	return min(4*(power-1)+int(us>>(power-2)&3), 127)
-}
-
-// floorOf is the least duration that step counts at i.
-func floorOf(i int) time.Duration {
-	if i < 4 {
-		return time.Duration(i) * time.Microsecond
-	}
-	power := i/4 + 1
-	return time.Duration((4+uint64(i%4))<<(power-2)) * time.Microsecond
-}
-
-// median returns a lower bound of it, zero without samples.
-func (l *latency) median() time.Duration {
-	var below uint32
-	for i, n := range l.counts {
-		if below += n; n > 0 && 2*below >= l.n {
-			return floorOf(i)
-		}
-	}
-	return 0
-}
-
 // pace is how fast a member was in the present window: at taking writes, and at
 // making them durable.
 type pace struct {
-	acks, flushes latency
+	acks, flushes latency.Histogram
 	strikes       int           // windows in a row in which it was slow
 	holdDown      time.Duration // the last one
 	until         time.Duration // it is not brought back before this
@@ -88,10 +47,10 @@ func (c *Core) lookPace() {
 			m.pace.strikes = 0
 			continue
 		}
-		acks, others := c.compare(m, func(p *pace) *latency { return &p.acks })
+		acks, others := c.compare(m, func(p *pace) *latency.Histogram { return &p.acks })
 		slow := isSlow(acks, others)
 		if !slow {
-			acks, others = c.compare(m, func(p *pace) *latency { return &p.flushes })
+			acks, others = c.compare(m, func(p *pace) *latency.Histogram { return &p.flushes })
 			slow = isSlow(acks, others)
 		}
 		if !slow {
@@ -128,17 +87,17 @@ func isSlow(median, others time.Duration) bool {
 
 // compare returns m's median and the median of the other ackset members' medians;
 // zero where there were too few samples.
-func (c *Core) compare(m *member, of func(*pace) *latency) (own, others time.Duration) {
+func (c *Core) compare(m *member, of func(*pace) *latency.Histogram) (own, others time.Duration) {
 	var medians []time.Duration
 	for _, o := range c.members {
 		l := of(&o.pace)
-		if !o.inAckset || int(l.n) < c.lim.SlowSamples {
+		if !o.inAckset || l.N() < c.lim.SlowSamples {
 			continue
 		}
 		if o == m {
-			own = l.median()
+			own = l.Median()
 		} else {
-			medians = append(medians, max(l.median(), time.Microsecond))
+			medians = append(medians, max(l.Median(), time.Microsecond))
 		}
 	}
 	if len(medians) > 0 {
@@ -155,7 +114,7 @@ func (c *Core) compare(m *member, of func(*pace) *latency) (own, others time.Dur
 func (c *Core) freshPace() {
 	c.paceFrom = c.now
 	for _, m := range c.members {
-		m.pace.acks, m.pace.flushes = latency{}, latency{}
+		m.pace.acks, m.pace.flushes = latency.Histogram{}, latency.Histogram{}
 	}
 }
 

@@ -2,6 +2,7 @@ package replica
 
 import (
 	"errors"
+	"slices"
 
 	"github.com/holdfast-storage/holdfast"
 )
@@ -29,19 +30,22 @@ func (c *Core) install(e Install) {
 	c.do(LogInstall{Batch: e.Batch, AsOf: e.AsOf})
 }
 
-func (c *Core) installed(e Installed) {
-	at := -1
-	for i := range c.installs {
-		if c.installs[i].batch == e.Batch {
-			at = i
-			break
-		}
+// takeOut removes what is under way as a batch.
+func takeOut(list *[]installing, b Batch) (installing, bool) {
+	i := slices.IndexFunc(*list, func(in installing) bool { return in.batch == b })
+	if i < 0 {
+		return installing{}, false
 	}
-	if at < 0 {
+	in := (*list)[i]
+	*list = slices.Delete(*list, i, i+1)
+	return in, true
+}
+
+func (c *Core) installed(e Installed) {
+	in, ok := takeOut(&c.installs, e.Batch)
+	if !ok {
 		return
 	}
-	in := c.installs[at]
-	c.installs = append(c.installs[:at], c.installs[at+1:]...)
 	c.other--
 	retry := errors.Is(e.Err, holdfast.ErrRefused) // the checkpoint moved meanwhile
 	if e.Err != nil && !retry {

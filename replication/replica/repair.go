@@ -30,18 +30,10 @@ func (c *Core) repair(e Repair) {
 }
 
 func (c *Core) repaired(e Repaired) {
-	at := -1
-	for i := range c.repairs {
-		if c.repairs[i].batch == e.Batch {
-			at = i
-			break
-		}
-	}
-	if at < 0 {
+	r, ok := takeOut(&c.repairs, e.Batch)
+	if !ok {
 		return
 	}
-	r := c.repairs[at]
-	c.repairs = append(c.repairs[:at], c.repairs[at+1:]...)
 	c.other--
 	retry := errors.Is(e.Err, holdfast.ErrRefused) || errors.Is(e.Err, holdfast.ErrIntegrity)
 	if e.Err != nil && !retry {
