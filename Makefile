@@ -9,7 +9,8 @@ LINT    := $(GO) tool -modfile=.ci/tools/go.mod golangci-lint
 # Packages whose tests start no cluster: they run side by side. All others run one at
 # a time, for on two cores they would disturb each other's takeovers.
 BESIDE := . ./blockdev ./blockdev/blockdevtest ./blockdev/disk ./blockdev/nbd ./blockdev/vfs ./raftstore/state \
-	./replication/coordinator ./replication/replica ./replication/wire ./replication/sim ./cmd/internal/history ./cmd/internal/api ./cmd/internal/controller
+	./replication/coordinator ./replication/replica ./replication/wire ./replication/latency ./replication/serve ./replication/attachment \
+	./replication/sim ./cmd/internal/history ./cmd/internal/api ./cmd/internal/controller
 
 .PHONY: help build unit test race demo sim chaos bench soak leftovers crash lint proto glossary clean
 

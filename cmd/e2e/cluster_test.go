@@ -11,6 +11,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -77,9 +78,18 @@ type cluster struct {
 	nodes []*node
 }
 
-// freePorts returns the first of three free ports in a row.
+// given are the ports that freePorts gave away and that are not in use yet, maybe.
+var given = struct {
+	sync.Mutex
+	ports map[int]bool
+}{ports: map[int]bool{}}
+
+// freePorts returns the first of three free ports in a row, none of which it
+// returned before.
 func freePorts(t *testing.T) int {
 	t.Helper()
+	given.Lock()
+	defer given.Unlock()
 	for range 100 {
 		l, err := net.Listen("tcp", "127.0.0.1:0")
 		if err != nil {
@@ -89,12 +99,18 @@ func freePorts(t *testing.T) int {
 		l.Close()
 		ok := port < 65000
 		for i := 0; i < 3 && ok; i++ {
+			if ok = !given.ports[port+i]; !ok {
+				break
+			}
 			probe, err := net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", port+i))
 			if ok = err == nil; ok {
 				probe.Close()
 			}
 		}
 		if ok {
+			for i := range 3 {
+				given.ports[port+i] = true
+			}
 			return port
 		}
 	}

@@ -297,7 +297,7 @@ const (
 func TestRunFlat(t *testing.T) {
 	whole(t)
 	c := startProxied(t, 3)
-	away := 90 * time.Second
+	away := 45 * time.Second
 	if os.Getenv("HOLDFAST_SOAK") != "" {
 		away = time.Hour
 	}
