@@ -26,6 +26,11 @@ func (c *Core) rejoin(m *member) {
 	// What it lost of its log comes from the others, if there are any; else the
 	// blocks become poison.
 	lost := m.status.Lost > 0 && (!m.inISR || c.otherHealthy(m))
+	if m.inISR && eff >= m.durEver && !c.otherHealthy(m) {
+		// What was wrong with it before is not any more, or shows in its status: with
+		// nobody to copy from, nothing else can go on.
+		m.needCopy, m.fromZero = false, false
+	}
 	whole := !m.status.Syncing && !m.status.Damaged && !m.needCopy && !lost
 	if m.inAckset && (!whole || eff < m.durEver) {
 		// It lost what it said was durable, or its log is bad.

@@ -70,6 +70,7 @@ func TestRegressions(t *testing.T) {
 		seed int64
 		why  string
 	}{
+		{150262344, "the only copy's log was unreadable once; good again, it was never taken back"},
 		{3021425, "two replicas as slow as each other were both put out, below min_copies"},
 		{3057430, "a read that was hedged waited for ever when the second member left"},
 		{3034789, "a copy that was being filled was declared whole (by the model of the disk)"},
