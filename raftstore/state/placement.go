@@ -77,9 +77,9 @@ func PlaceOne(v *View, seg *Segment, req PlaceRequest) (ReplicaPlacement, error)
 	return ReplicaPlacement{Replica: req.NewReplica(), Disk: best.disk.ID}, nil
 }
 
-// MostFull is the share of a disk in use above which no replica is placed on it if
-// there is another disk, and none of another's volume at all: what is left is for
-// those it has.
+// MostFull is the share of a disk in use above which a new volume gets a replica on
+// it only if there are too few other disks, and no replica is made anew on it: what
+// is left is for those it has.
 const MostFull = 0.92
 
 // candidate is a usable disk.

@@ -124,8 +124,8 @@ func (m *member) holdDown(now time.Duration) {
 	m.pace.until = now + m.pace.holdDown
 }
 
-// heldDown says whether m is kept out for its slowness, or a full disk. One that is needed, since
-// too few are in sync, is not.
+// heldDown says whether m is kept out for its slowness, or a full disk. One that
+// is needed, since too few are in sync, is not.
 func (c *Core) heldDown(m *member) bool {
 	return c.now < m.pace.until && c.inSyncCount() > 1 && !c.below.is
 }
