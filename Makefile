@@ -8,11 +8,11 @@ LINT    := $(GO) tool -modfile=.ci/tools/go.mod golangci-lint
 
 # Packages whose tests start no cluster: they run side by side. All others run one at
 # a time, for on two cores they would disturb each other's takeovers.
-BESIDE := . ./blockdev ./blockdev/blockdevtest ./blockdev/disk ./blockdev/nbd ./blockdev/vfs ./raftstore/state \
+BESIDE := . ./blockdev ./blockdev/blockdevtest ./blockdev/disk ./blockdev/nbd ./blockdev/vfs ./raftstore/state ./raftstore/badgerlog ./cmd/bench \
 	./replication/coordinator ./replication/replica ./replication/wire ./replication/latency ./replication/serve ./replication/attachment \
 	./replication/sim ./cmd/internal/history ./cmd/internal/api ./cmd/internal/controller
 
-.PHONY: help build unit test race demo sim chaos bench soak leftovers crash lint proto glossary clean
+.PHONY: help build unit test race proofs demo sim chaos bench soak leftovers crash lint proto glossary clean
 
 help: ## print the verbs
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -31,15 +31,22 @@ race: ## the unit tests under the race detector
 test: lint build ## all that this machine can run, as root
 	@mkdir -p $(OUT)
 	.ci/gotest beside -race $(BESIDE)
-	.ci/gotest test -race -p 1 $$($(GO) list ./... | grep -vxF "$$($(GO) list $(BESIDE))")
-	$(MAKE) --no-print-directory sim SEEDS=10000
-	.ci/gotest mutants -tags holdfast_mutants -run 'TestMutants' ./replication/sim
-	.ci/gotest disk-mutants -tags holdfast_mutants -run 'TestMutants' ./blockdev/disk
-	.ci/gotest lose-acked -tags holdfast_mutant_lose_acked -run 'LoseAcked' ./replication/sim
+	.ci/beside proofs $(MAKE) --no-print-directory proofs -- \
+		.ci/gotest test -race -p 1 $$($(GO) list ./... | grep -vxF "$$($(GO) list $(BESIDE))")
 	.ci/demo
 	$(MAKE) --no-print-directory chaos MINUTES=2
 	$(GO) run ./cmd/bench -holdfast bin/holdfast -quick -json $(OUT)/bench.json
 	$(GO) run ./cmd/demo leftovers
+
+proofs: ## simulated clusters, crash points of a disk, and their mutants: computing alone, no privileges
+	$(MAKE) --no-print-directory sim SEEDS=10000
+	.ci/gotest mutants -tags holdfast_mutants -run 'TestMutants' ./replication/sim
+	.ci/gotest disk-mutants -tags holdfast_mutants -run 'TestMutants' ./blockdev/disk
+	HOLDFAST_CRASHES=$(CRASHES) .ci/gotest crashes -run 'TestCrashes|TestTebibyte' ./blockdev/disk
+	.ci/gotest lose-acked -tags holdfast_mutant_lose_acked -run 'LoseAcked' ./replication/sim
+
+# Crash points of a disk that make proofs looks at.
+CRASHES ?= 100000
 
 demo: build ## three Docker hosts, a database on a volume, a host dies; BREAK=lose-acked must fail
 	$(GO) run ./cmd/demo $(if $(BREAK),-break $(BREAK))

@@ -68,6 +68,21 @@ func (a *allocator) use(c int64) bool {
 	return true
 }
 
+// useAll marks the chunks that maps refer to; false, with the first of them, if
+// one is in use otherwise.
+func (a *allocator) useAll(mapped []uint64) (chunk int64, ok bool) {
+	for i, w := range mapped {
+		if both := w & a.used[i]; both != 0 {
+			return int64(i)*64 + int64(bits.TrailingZeros64(both)), false
+		}
+		n := int64(bits.OnesCount64(w))
+		a.used[i] |= w
+		a.free -= n
+		a.ready -= n
+	}
+	return 0, true
+}
+
 // thin says that no free chunk has space below yet: an image file is sparse.
 func (a *allocator) thin() {
 	a.mu.Lock()

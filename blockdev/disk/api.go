@@ -49,8 +49,14 @@ type Options struct {
 	// that fills, Apply, Checkpoint or Close.
 	ApplyEvery time.Duration
 
-	foreground bool // no background goroutine. For tests.
-	checking   bool // nothing is written; see Check
+	// MapCache bounds the leaves of maps held in memory, in bytes. Zero:
+	// DefaultMapCache; at least MinMapCache. What exceeds it is read again when it
+	// is needed.
+	MapCache int64
+
+	foreground  bool // no background goroutine. For tests.
+	cacheLeaves int  // instead of MapCache. For tests.
+	checking    bool // nothing is written; see Check
 }
 
 // Sizes and times.
@@ -58,6 +64,11 @@ const (
 	// MinWALSize is the smallest WAL: four files that each hold a few
 	// operations of the largest size.
 	MinWALSize = 16 << 20
+	// DefaultMapCache holds the map of 18 GiB: as much is read and written at random
+	// without a page of the map being read.
+	DefaultMapCache = 32 << 20
+	// MinMapCache leaves room for what some hundred reads need at a time.
+	MinMapCache = 4 << 20
 	// DefaultApplyEvery is short against a takeover and long against a burst.
 	DefaultApplyEvery = 500 * time.Millisecond
 )

@@ -40,11 +40,17 @@ func (d *Disk) applyAll() error {
 		err := r.applyTo(context.Background(), ^holdfast.Seq(0))
 		r.applying.Unlock()
 		d.gate.RUnlock()
-		if err != nil {
-			return err
+		if err != nil && (d.failed() != nil || !r.isDamaged()) {
+			return err // a damaged one is left alone, and must not keep the others
 		}
 	}
 	return nil
+}
+
+func (r *Replica) isDamaged() bool {
+	r.mu.RLock()
+	defer r.mu.RUnlock()
+	return r.damaged != nil
 }
 
 // settleCommits makes the commits of replicas durable in the log, so that
@@ -129,7 +135,9 @@ func (r *Replica) applyTo(ctx context.Context, to holdfast.Seq) error {
 			return err
 		}
 		if batch[0].wide() {
-			r.applyWide(batch[0])
+			if err := r.applyWide(batch[0]); err != nil {
+				return err
+			}
 			continue
 		}
 		if err := r.applyBatch(batch); err != nil {
@@ -189,11 +197,20 @@ func (r *Replica) applyBatch(batch []*logEntry) error {
 	}
 	sort.Slice(chunks, func(i, j int) bool { return chunks[i] < chunks[j] })
 	entries := make([]chunkEntry, len(chunks))
+	leaves := map[int64]*leaf{}
 	last := batch[len(batch)-1].seq
 	buf := r.d.buffer()
 	defer r.d.buffers.Put(buf)
 	for i, c := range chunks {
-		e := r.tree.get(c)
+		l := leaves[c/leafEntries]
+		if l == nil {
+			var err error
+			if l, err = r.leaf(c / leafEntries); err != nil {
+				return err
+			}
+			leaves[l.index] = l
+		}
+		e := l.entries[c%leafEntries]
 		if err := r.applyChunk(*buf, c, &e, plans[c]); err != nil {
 			r.mu.Lock()
 			clear(r.mapping)
@@ -203,14 +220,14 @@ func (r *Replica) applyBatch(batch []*logEntry) error {
 		entries[i] = e
 	}
 	r.mu.Lock()
-	defer r.mu.Unlock()
 	for i, c := range chunks {
-		r.setChunk(c, entries[i], last)
+		r.setChunk(leaves[c/leafEntries], c, entries[i], last)
 	}
 	clear(r.mapping)
 	r.applied = last
 	r.foundLost()
-	return nil
+	r.mu.Unlock()
+	return r.spill()
 }
 
 // applyChunk writes a plan's blocks into their chunk, which it allocates if
@@ -321,7 +338,7 @@ func (d *Disk) writeBlocks(buf []byte, phys uint32, dirty [blocksPerChunk]bool) 
 
 // setChunk puts an entry into the map as of an applied seq. A chunk that holds
 // nothing any more is given back, unless a logged write waits for it. Under mu.
-func (r *Replica) setChunk(chunk int64, e chunkEntry, applied holdfast.Seq) {
+func (r *Replica) setChunk(l *leaf, chunk int64, e chunkEntry, applied holdfast.Seq) {
 	if e.typ == chunkAbsent {
 		return // zeroes upon zeroes
 	}
@@ -330,7 +347,7 @@ func (r *Replica) setChunk(chunk int64, e chunkEntry, applied holdfast.Seq) {
 		r.d.alloc.later(e.phys)
 		e = chunkEntry{typ: chunkZero, lastSeq: e.lastSeq, asOf: e.asOf}
 	}
-	r.tree.set(chunk, e)
+	r.tree.set(l, chunk, e)
 }
 
 // writePending reports whether a write above applied that is logged, or is
@@ -348,34 +365,36 @@ func (r *Replica) writePending(chunk int64, applied holdfast.Seq) bool {
 	return false
 }
 
-// applyWide zeroes a long range: it touches no bytes, only the map.
-func (r *Replica) applyWide(e *logEntry) {
+// applyWide zeroes a long range: it touches no bytes, only the map, a leaf at a
+// time. Until applied is raised, readers find the whole range in the log.
+func (r *Replica) applyWide(e *logEntry) error {
+	first, end := e.off/blockSize, (e.off+e.length)/blockSize
+	from, to := first/blocksPerChunk, (end+blocksPerChunk-1)/blocksPerChunk
+	err := r.eachLeaf(0, from, to, func(l *leaf) error {
+		r.mu.Lock()
+		for k := range l.entries {
+			c := l.index*leafEntries + int64(k)
+			n := l.entries[k]
+			if c < from || c >= to || n.typ == chunkAbsent || e.seq <= n.asOf {
+				continue
+			}
+			for i := int64(0); i < blocksPerChunk && n.typ == chunkMapped; i++ {
+				if b := c*blocksPerChunk + i; b >= first && b < end {
+					n.setState(i, BlockZero)
+					n.crc[i] = 0
+				}
+			}
+			n.lastSeq = max(n.lastSeq, e.seq)
+			r.setChunk(l, c, n, e.seq)
+		}
+		r.mu.Unlock()
+		return r.spill()
+	})
+	if err != nil {
+		return err
+	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	firstBlock, endBlock := e.off/blockSize, (e.off+e.length)/blockSize
-	from, to := firstBlock/blocksPerChunk, (endBlock+blocksPerChunk-1)/blocksPerChunk
-	changed := map[int64]chunkEntry{}
-	r.tree.each(from, to, func(c int64, old *chunkEntry) {
-		if old.typ != chunkMapped || e.seq <= old.asOf {
-			if old.typ == chunkZero && e.seq > old.asOf {
-				n := *old
-				n.lastSeq = max(n.lastSeq, e.seq)
-				changed[c] = n
-			}
-			return
-		}
-		n := *old
-		for i := int64(0); i < blocksPerChunk; i++ {
-			if b := c*blocksPerChunk + i; b >= firstBlock && b < endBlock {
-				n.setState(i, BlockZero)
-				n.crc[i] = 0
-			}
-		}
-		n.lastSeq = max(n.lastSeq, e.seq)
-		changed[c] = n
-	})
-	for c, n := range changed {
-		r.setChunk(c, n, e.seq)
-	}
 	r.applied = e.seq
+	return nil
 }

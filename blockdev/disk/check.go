@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"math/bits"
 
 	"github.com/holdfast-storage/holdfast"
 	"github.com/holdfast-storage/holdfast/blockdev/vfs"
@@ -73,6 +74,7 @@ func Check(ctx context.Context, fs vfs.FS, path string, progress func(done, tota
 	}
 	d.seed = seedOf(d.super.disk)
 	d.alloc = newAllocator(d.super.chunks)
+	d.makeMaps()
 	d.wal.seed = d.seed
 	c := &CheckReport{Version: d.super.version}
 	c.superblocks(d)
@@ -134,12 +136,18 @@ func (c *CheckReport) log(log *scannedLog, from uint64) {
 	}
 }
 
-// data compares every mapped block with its checksum.
+// data compares every mapped block with its checksum, and the maps with what is
+// stored of them beside.
 func (c *CheckReport) data(ctx context.Context, d *Disk, progress func(done, total int64)) error {
+	if d.spaceLost != nil {
+		c.add(Finding{Where: "map", What: d.spaceLost.Error()})
+	}
 	total := int64(0)
 	for _, r := range d.Replicas() {
 		total += r.tree.mapped * chunkSize
 	}
+	seen := newSpace(d.alloc.chunks)
+	unread := false
 	buf := d.buffer()
 	for _, r := range d.Replicas() {
 		out := CheckedReplica{ReplicaDesc: r.desc, Tail: r.tail, Checkpoint: r.ckpt, Mapped: r.tree.mapped * chunkSize, Logged: int64(r.tail - r.ckpt)}
@@ -147,26 +155,83 @@ func (c *CheckReport) data(ctx context.Context, d *Disk, progress func(done, tot
 			out.Damaged = r.damaged.Error()
 			c.add(Finding{Where: "log", Replica: r.desc.Replica, What: out.Damaged})
 		}
-		var failed error
-		r.tree.each(0, maxSegment/chunkSize, func(chunk int64, e *chunkEntry) {
-			if e.typ != chunkMapped || failed != nil {
-				return
+		for next, end := int64(0), r.desc.Size/chunkSize/leafEntries+1; ; {
+			some := r.tree.exists(0, next, end, 1)
+			if len(some) == 0 {
+				break
 			}
-			if failed = ctx.Err(); failed != nil {
-				return
+			next = some[0] + 1
+			l, err := r.readLeaf(some[0], r.tree.ref(pageKey{0, some[0]}))
+			if err != nil {
+				unread = true
+				c.add(Finding{
+					Where: "map", Replica: r.desc.Replica, What: err.Error(),
+					Range: Range{some[0] * leafEntries * chunkSize, leafEntries * chunkSize},
+				})
+				continue
 			}
-			c.chunk(d, r, *buf, &out, chunk, e)
-			c.BytesRead += chunkSize
-			if progress != nil && c.BytesRead%(64<<20) == 0 {
-				progress(c.BytesRead, total)
+			c.summary(r, l)
+			for k := range l.entries {
+				e := &l.entries[k]
+				if e.typ != chunkMapped {
+					continue
+				}
+				if err := ctx.Err(); err != nil {
+					return holdfast.Errorf(holdfast.ErrTimeout, "%w", err)
+				}
+				chunk := l.index*leafEntries + int64(k)
+				if seen.has(int64(e.phys)) {
+					c.add(Finding{Where: "map", Replica: r.desc.Replica, Range: Range{chunk * chunkSize, chunkSize}, What: fmt.Sprintf("chunk %d of the disk is mapped twice", e.phys)})
+				}
+				seen.move(&chunkEntry{}, e)
+				c.chunk(d, r, *buf, &out, chunk, e)
+				c.BytesRead += chunkSize
+				if progress != nil && c.BytesRead%(64<<20) == 0 {
+					progress(c.BytesRead, total)
+				}
 			}
-		})
-		if failed != nil {
-			return holdfast.Errorf(holdfast.ErrTimeout, "%w", failed)
 		}
 		c.Replicas = append(c.Replicas, out)
 	}
+	if d.spaceLost == nil && !unread {
+		c.compareSpace(d.space, seen)
+	}
 	return nil
+}
+
+// summary compares what the page above a leaf says of it.
+func (c *CheckReport) summary(r *Replica, l *leaf) {
+	mapped, poison, last := uint64(0), int64(0), holdfast.Seq(0)
+	for k := range l.entries {
+		e := &l.entries[k]
+		if e.typ == chunkMapped {
+			mapped |= 1 << k
+		}
+		poison += e.poisoned()
+		last = max(last, e.lastSeq)
+	}
+	if up := r.tree.child(l.index); up.mapped != mapped || int64(up.poison) != poison || up.lastSeq < last {
+		c.add(Finding{
+			Where: "map", Replica: r.desc.Replica, Range: Range{l.index * leafEntries * chunkSize, leafEntries * chunkSize},
+			What: fmt.Sprintf("the page above says chunks %x mapped, %d blocks lost, up to entry %d, and they are %x, %d, %d",
+				up.mapped, up.poison, up.lastSeq, mapped, poison, last),
+		})
+	}
+}
+
+// compareSpace looks for chunks that count as used and are not, or are and do not.
+func (c *CheckReport) compareSpace(stored, seen *space) {
+	leaked, missing := 0, 0
+	for i := range stored.mapped {
+		leaked += bits.OnesCount64(stored.mapped[i] &^ seen.mapped[i])
+		missing += bits.OnesCount64(seen.mapped[i] &^ stored.mapped[i])
+	}
+	if leaked > 0 {
+		c.add(Finding{Where: "map", What: fmt.Sprintf("%d chunks count as used and no map refers to them", leaked)})
+	}
+	if missing > 0 {
+		c.add(Finding{Where: "map", What: fmt.Sprintf("%d chunks that maps refer to do not count as used", missing)})
+	}
 }
 
 // chunk compares one chunk's blocks with the map's checksums. A block of which the

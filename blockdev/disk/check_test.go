@@ -115,7 +115,7 @@ func TestCheckFindsDamage(t *testing.T) {
 		return fs.FlipBit(testPath, d.pageOffset(first(d).tree.root.page)+200, 0)
 	})
 	find("data", "block 2 of chunk", 1, func(_ *testing.T, d *Disk, fs *vfs.Memory) error {
-		return fs.FlipBit(testPath, d.chunkOffset(first(d).tree.get(0).phys)+2*blockSize+77, 5)
+		return fs.FlipBit(testPath, d.chunkOffset(mapEntry(first(d), 0).phys)+2*blockSize+77, 5)
 	})
 }
 
@@ -128,7 +128,7 @@ func TestCheckRefuses(t *testing.T) {
 	_, err = Check(t.Context(), fs, "/disks/none", nil)
 	wantKind(t, err, holdfast.ErrNotFound)
 	r, _ := d.Replica(testDesc(0, 0).Replica)
-	phys := r.tree.get(0).phys
+	phys := mapEntry(r, 0).phys
 	mustAppend(t, r, writeEntry(0, 5, 8192, 4096))
 	mustSync(t, r)
 	if err := r.InstallChunk(Chunk{Index: 3, AsOf: 2, State: [16]BlockState{BlockPoison}}); err != nil {

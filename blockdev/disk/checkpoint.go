@@ -76,6 +76,8 @@ func (d *Disk) checkpointLocked(held *Replica, always bool) error {
 			v.r.countPages()
 			v.r.mu.Unlock()
 		}
+		d.mapGen++
+		d.alloc.needs(-d.space.settled())
 	}
 	d.gate.Unlock()
 	if err != nil {
@@ -93,6 +95,7 @@ type view struct {
 	r       *Replica
 	applied holdfast.Seq
 	bytes   []byte
+	leaves  []*leaf // written
 }
 
 // writeMaps writes and syncs the maps and the directory. The caller holds gate
@@ -101,26 +104,27 @@ func (d *Disk) writeMaps() (ckptBody, []view, []uint32, []int64, error) {
 	upTo := d.wal.written()
 	body := ckptBody{page: -1, replayFrom: upTo + 1, upTo: upTo}
 	store := &pageWriter{d: d}
-	var views []view
-	for _, r := range d.Replicas() {
-		root, err := r.tree.save(store, d.seed)
-		if err != nil {
-			return body, nil, nil, nil, d.abandon(store, err)
-		}
-		v := view{r: r}
-		r.mu.Lock()
-		v.applied = r.applied
-		v.bytes = r.encodeState(root, upTo)
-		body.replayFrom = min(body.replayFrom, r.needsFrom())
-		r.mu.Unlock()
-		views = append(views, v)
-	}
-	if err := d.writeDirectory(store, views, &body); err != nil {
-		return body, nil, nil, nil, d.abandon(store, err)
-	}
-	chunks, pages := d.alloc.capture()
-	if err := store.flush(); err != nil {
+	views, err := d.placeMaps(store, &body)
+	if err != nil && holdfast.KindOf(err) != holdfast.ErrNoSpace {
 		return body, nil, nil, nil, d.fail(err)
+	}
+	// If no page was left for the map, since the host is full, what was placed is
+	// written all the same, for the next checkpoint refers to it; what was dropped
+	// stays until then.
+	var chunks []uint32
+	var pages []int64
+	if err == nil {
+		chunks, pages = d.alloc.capture()
+	}
+	if ferr := store.flush(); ferr != nil {
+		return body, nil, chunks, pages, d.fail(ferr)
+	}
+	for _, v := range views {
+		v.r.cleaned(v.leaves)
+	}
+	d.cache.trim()
+	if err != nil {
+		return body, nil, nil, nil, err
 	}
 	if mutant == "checkpoint_before_base_sync" {
 		return body, views, chunks, pages, nil
@@ -131,17 +135,31 @@ func (d *Disk) writeMaps() (ckptBody, []view, []uint32, []int64, error) {
 	return body, views, chunks, pages, nil
 }
 
-// abandon ends a checkpoint that found no page for the map: the host is full.
-// What it has placed is written, since the next one refers to it; what it has
-// dropped stays until then.
-func (d *Disk) abandon(store *pageWriter, err error) error {
-	if holdfast.KindOf(err) != holdfast.ErrNoSpace {
-		return d.fail(err)
+// placeMaps gives the changed pages their places, children before parents.
+func (d *Disk) placeMaps(store *pageWriter, body *ckptBody) (views []view, err error) {
+	for _, r := range d.Replicas() {
+		v := view{r: r}
+		v.leaves, err = r.saveLeaves(store)
+		views = append(views, v)
+		if err == nil {
+			err = r.saveNodes(store)
+		}
+		if err != nil {
+			return views, err
+		}
 	}
-	if ferr := store.flush(); ferr != nil {
-		return d.fail(ferr)
+	if err := d.space.save(store); err != nil {
+		return views, err
 	}
-	return err
+	for i := range views {
+		v := &views[i]
+		v.r.mu.Lock()
+		v.applied = v.r.applied
+		v.bytes = v.r.encodeState(v.r.tree.root, body.upTo)
+		body.replayFrom = min(body.replayFrom, v.r.needsFrom())
+		v.r.mu.Unlock()
+	}
+	return views, d.writeDirectory(store, views, body)
 }
 
 // neededFrom is the first record that a checkpoint now would leave to be replayed.
@@ -258,17 +276,21 @@ func (w *pageWriter) flush() error {
 
 func (d *Disk) pageOffset(page int64) int64 { return d.super.dataOffset + page*pageSize }
 
-// The directory is the replicas' states one after the other, cut into pages of
-// level 0xffff; each begins with the number and crc of the next (-1: none) in
-// 16 bytes, as an interior entry. It is written from the last page to the first.
-const dirPayload = pageSize - pageHead - nodeEntry
+// The directory is the places of the pages of used chunks (space.go) and the
+// replicas' states, one after the other, cut into pages of level 0xffff; each
+// begins with the number u64 and crc u32 of the next (-1: none), and zero u32. It
+// is written from the last page to the first.
+const (
+	dirLink    = 16
+	dirPayload = pageSize - pageHead - dirLink
+)
 
 func (d *Disk) writeDirectory(store *pageWriter, views []view, body *ckptBody) error {
 	for _, p := range d.dirPages {
 		store.drop(p)
 	}
 	d.dirPages = nil
-	var all []byte
+	all := d.space.encode()
 	for _, v := range views {
 		all = append(all, v.bytes...)
 	}
@@ -280,14 +302,14 @@ func (d *Disk) writeDirectory(store *pageWriter, views []view, body *ckptBody) e
 		b := store.buffer()
 		binary.LittleEndian.PutUint64(b[pageHead:], uint64(next.page))
 		binary.LittleEndian.PutUint32(b[pageHead+8:], next.crc)
-		copy(b[pageHead+nodeEntry:], part)
+		copy(b[pageHead+dirLink:], part)
 		crc := encodePageHead(b, holdfast.ReplicaID{}, levelDir, int64(i), len(part), d.seed)
 		page, err := store.put(b)
 		if err != nil {
 			d.dirPages = used
 			return err
 		}
-		next = pageRef{page, crc}
+		next = pageRef{page: page, crc: crc}
 		used = append(used, page)
 	}
 	d.dirPages = used
@@ -312,11 +334,12 @@ func (d *Disk) writeDirectory(store *pageWriter, views []view, body *ckptBody) e
 //	132 40  intact: boot id, text, zero padded
 //	172  8  walSerial seen
 //	180  4  flags: 1 damaged, 2 intact declared
-//	184 16  root of the map, as an interior entry
+//	184 16  root of the map: page number u64 (-1: none), crc u32, zero u32
 //	200  4  key id (0: none)
 //	204  4  number of epoch tails
-//	208     epoch u64, first seq u64, ...
-const stateFixed = 208
+//	208  8  the highest asOf in the map
+//	216     epoch u64, first seq u64, ...
+const stateFixed = 216
 
 const (
 	stateDamaged = 1
@@ -360,6 +383,7 @@ func (r *Replica) encodeState(root pageRef, upTo uint64) []byte {
 	le.PutUint64(b[184:], uint64(root.page))
 	le.PutUint32(b[192:], root.crc)
 	le.PutUint32(b[204:], uint32(len(tails)))
+	le.PutUint64(b[208:], uint64(r.asOf))
 	for i, t := range tails {
 		le.PutUint64(b[stateFixed+16*i:], uint64(t.Epoch))
 		le.PutUint64(b[stateFixed+16*i+8:], uint64(t.First))
@@ -402,8 +426,9 @@ func (d *Disk) decodeState(b []byte) (*savedState, int, error) {
 	r.intact = flags&stateIntact != 0
 	s := &savedState{
 		r: r, tail: holdfast.Seq(le.Uint64(b[92:])), seen: le.Uint64(b[172:]),
-		root: pageRef{int64(le.Uint64(b[184:])), le.Uint32(b[192:])},
+		root: pageRef{page: int64(le.Uint64(b[184:])), crc: le.Uint32(b[192:])},
 	}
+	r.asOf = holdfast.Seq(le.Uint64(b[208:]))
 	for i := range tails {
 		r.tails = append(r.tails, EpochStart{
 			holdfast.Epoch(le.Uint64(b[stateFixed+16*i:])), holdfast.Seq(le.Uint64(b[stateFixed+16*i+8:])),

@@ -147,7 +147,7 @@ func TestTornTail(t *testing.T) {
 func TestFlippedChunk(t *testing.T) {
 	fs, d := twoReplicas(t)
 	r, _ := d.Replica(testDesc(0, 0).Replica)
-	if err := fs.FlipBit(testPath, d.chunkOffset(r.tree.get(0).phys)+8192+77, 5); err != nil {
+	if err := fs.FlipBit(testPath, d.chunkOffset(mapEntry(r, 0).phys)+8192+77, 5); err != nil {
 		t.Fatal(err)
 	}
 	wantKind(t, r.ReadAt(make([]byte, 8192), 8192), holdfast.ErrIntegrity)

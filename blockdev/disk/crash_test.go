@@ -70,6 +70,7 @@ type world struct {
 	t       *testing.T
 	rng     *rand.Rand
 	fs      *vfs.Memory
+	opts    Options
 	d       *Disk
 	states  []modelState                // after each record
 	durable int                         // the state that cannot be lost any more
@@ -142,7 +143,7 @@ func (w *world) look(fs *vfs.Memory, least int, kill bool, depth int) {
 			w.fatalf("check after crash %d: %v, %+v", w.looked, err, c)
 		}
 	}
-	d, err := Open(w.t.Context(), fs, testPath, Options{foreground: true})
+	d, err := Open(w.t.Context(), fs, testPath, w.opts)
 	fs.Before(nil)
 	if err != nil {
 		w.fatalf("open after crash %d: %v", w.looked, err)
@@ -474,7 +475,7 @@ func (w *world) install(i int) {
 	}
 	asOf := low + holdfast.Seq(w.rng.IntN(int(high-low)+1))
 	c := Chunk{Index: int64(w.rng.IntN((modelBlocks + 15) / 16)), LastSeq: asOf, AsOf: asOf}
-	if old := r.tree.get(c.Index); old.asOf > asOf {
+	if old := mapEntry(r, c.Index); old.asOf > asOf {
 		return
 	}
 	ids := map[int64]uint64{}
@@ -566,7 +567,7 @@ func (w *world) run(generations, steps int, between float64) {
 		if !kill {
 			next, least = w.fs.Crash(w.rng.Uint64()), w.durable
 		}
-		d, err := Open(w.t.Context(), next, testPath, Options{foreground: true})
+		d, err := Open(w.t.Context(), next, testPath, w.opts)
 		if err != nil {
 			w.fatalf("open after generation %d: %v", g, err)
 		}
@@ -588,7 +589,10 @@ func (w *world) run(generations, steps int, between float64) {
 }
 
 func newWorld(t *testing.T, seed uint64, device bool) *world {
-	w := &world{t: t, rng: rand.New(rand.NewPCG(seed, 0xd15c)), fs: vfs.NewMemory(seed)}
+	w := &world{t: t, rng: rand.New(rand.NewPCG(seed, 0xd15c)), fs: vfs.NewMemory(seed), opts: Options{foreground: true}}
+	if seed%3 != 0 { // leaves are written between checkpoints, dropped and read again
+		w.opts.cacheLeaves = 1
+	}
 	o := tinyFormat()
 	if seed%2 == 1 { // so few chunks that freed ones are soon taken again
 		o.Size = headerArea + 40*chunkSize
@@ -598,7 +602,7 @@ func newWorld(t *testing.T, seed uint64, device bool) *world {
 	}
 	mustFormat(t, w.fs, testPath, o)
 	w.fs.Writeback(seed)
-	d, err := Open(t.Context(), w.fs, testPath, Options{foreground: true})
+	d, err := Open(t.Context(), w.fs, testPath, w.opts)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -623,7 +627,8 @@ func crashSeed(t *testing.T, seed uint64) (why string, w *world) {
 }
 
 // TestCrashes looks at the disk after crashes at each sync, and at writes
-// between, of random operations on several replicas: crashPoints of them. HOLDFAST_SEEDS=FROM-TO runs other seeds,
+// between, of random operations on several replicas: crashPoints of them, or
+// HOLDFAST_CRASHES. HOLDFAST_SEEDS=FROM-TO runs other seeds,
 // HOLDFAST_CRASH_MINUTES=N as many as fit from the first on.
 func TestCrashes(t *testing.T) {
 	from, to, points := uint64(1), uint64(1)<<62, crashPoints
@@ -632,6 +637,13 @@ func TestCrashes(t *testing.T) {
 			t.Fatalf("HOLDFAST_SEEDS=%q: %v", s, err)
 		}
 		points = math.MaxInt
+	}
+	if s := os.Getenv("HOLDFAST_CRASHES"); s != "" {
+		n, err := strconv.Atoi(s)
+		if err != nil {
+			t.Fatalf("HOLDFAST_CRASHES=%q: %v", s, err)
+		}
+		points = n
 	}
 	var until time.Time
 	if s := os.Getenv("HOLDFAST_CRASH_MINUTES"); s != "" {

@@ -114,7 +114,7 @@ func (r *Replica) need(off, length int64) (Affordable, error) {
 func (r *Replica) hasPlace(chunk int64) bool {
 	_, promised := r.reserved[chunk]
 	_, mapping := r.mapping[chunk]
-	return promised || mapping || r.tree.get(chunk).typ == chunkMapped
+	return promised || mapping || r.tree.isMapped(chunk)
 }
 
 // above says whether more than percent of the chunks would be in use or promised if

@@ -96,3 +96,12 @@ func TestRootRawDevice(t *testing.T) {
 		}
 	}
 }
+
+// mapEntry returns what the map has of a chunk.
+func mapEntry(r *Replica, chunk int64) chunkEntry {
+	e, err := r.lookupChunk(chunk)
+	if err != nil {
+		panic(err)
+	}
+	return e
+}

@@ -36,6 +36,8 @@ type Disk struct {
 	seed  uint32
 	wal   *wal
 	alloc *allocator
+	space *space
+	cache *mapCache
 
 	bootID     string
 	identity   uint64 // of the files, see filesIdentity
@@ -58,8 +60,11 @@ type Disk struct {
 	kick     chan struct{}
 	stop     chan struct{}
 	wg       sync.WaitGroup
-	dirPages []int64   // of the last directory; guarded by passes
-	buffers  sync.Pool // of chunkSize bytes, aligned
+	dirPages []int64 // of the last directory; guarded by passes
+	mapGen   uint32  // rises with each durable checkpoint; guarded by gate
+
+	spaceLost error     // why space was counted anew
+	buffers   sync.Pool // of chunkSize bytes, aligned
 }
 
 // errClosed is returned by everything after Close.
@@ -206,27 +211,60 @@ func (d *Disk) DeleteReplica(id holdfast.ReplicaID) error {
 	delete(d.replicas, id)
 	d.mu.Unlock()
 	r.mu.Lock()
-	defer r.mu.Unlock()
 	r.deleted = true
+	r.mu.Unlock()
+	r.releaseMap()
+	r.mu.Lock()
+	defer r.mu.Unlock()
 	d.alloc.release(int64(len(r.reserved)))
 	credit := r.credit.Swap(0)
 	d.alloc.release(credit)
 	d.alloc.needs(-credit * r.creditPages())
 	d.alloc.needs(-int64(len(r.newPages)))
-	r.newPages, r.hasPages = map[pageKey]struct{}{}, map[pageKey]struct{}{}
-	d.releaseTree(r.tree)
+	r.newPages = map[pageKey]struct{}{}
+	for _, l := range r.tree.leaves {
+		if l.dirty.Load() {
+			d.cache.dirty.Add(-1)
+		}
+	}
 	r.reserved, r.tree, r.index = map[int64]struct{}{}, newTree(id, r.desc.Size), newLogIndex()
 	return nil
 }
 
-// releaseTree gives the chunks and pages of a map back.
-func (d *Disk) releaseTree(t *tree) {
-	t.each(0, maxSegment/chunkSize, func(_ int64, e *chunkEntry) {
-		if e.typ == chunkMapped {
-			d.alloc.later(e.phys)
+// releaseMap gives the chunks and pages of a map back. Chunks of a leaf that
+// cannot be read stay taken: nothing says which they are.
+func (r *Replica) releaseMap() {
+	d, lost := r.d, int64(0)
+	free := func(l *leaf) error {
+		for i := range l.entries {
+			if e := &l.entries[i]; e.typ == chunkMapped {
+				d.space.move(e, &chunkEntry{})
+				d.alloc.later(e.phys)
+			}
 		}
-	})
-	t.pages(d.alloc.laterPage)
+		return nil
+	}
+	for next, end := int64(0), (r.desc.Size/chunkSize)/leafEntries+1; ; {
+		r.mu.RLock()
+		some := r.tree.exists(0, next, end, 64)
+		r.mu.RUnlock()
+		if len(some) == 0 {
+			break
+		}
+		for _, i := range some {
+			next = i + 1
+			l, err := r.leaf(i)
+			if err != nil {
+				lost++
+				continue
+			}
+			_ = free(l)
+		}
+	}
+	if lost > 0 {
+		d.log.Error("chunks of a deleted replica stay taken: pages of its map are unreadable", "replica", r.desc.Replica.String(), "pages", lost)
+	}
+	r.tree.pages(d.alloc.laterPage)
 }
 
 // control writes one control record and makes it durable.
@@ -281,7 +319,7 @@ func (d *Disk) background() {
 			continue
 		}
 		var err error
-		if d.wal.used() > d.wal.size()/2 {
+		if d.wal.used() > d.wal.size()/2 || d.cache.full() {
 			err = d.checkpoint(nil, false)
 		} else {
 			err = d.applyAll()

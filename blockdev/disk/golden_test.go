@@ -77,7 +77,8 @@ func TestGoldenBytes(t *testing.T) {
 
 	page = make([]byte, pageSize)
 	n := newNode()
-	n.refs[0], n.refs[252] = pageRef{5, 6}, pageRef{7, 8}
+	n.refs[0] = childRef{pageRef: pageRef{page: 5, crc: 6}, poison: 3, lastSeq: 9, mapped: 1<<38 | 1}
+	n.refs[125].pageRef = pageRef{page: 7, crc: 8}
 	n.encode(page)
 	encodePageHead(page, testDesc(1, 0).Replica, 1, 0, 0, seedOf(testDisk))
 	golden(t, "v1-node.txt", page)
@@ -86,8 +87,20 @@ func TestGoldenBytes(t *testing.T) {
 	r := newReplica(d, testDesc(1, 1<<30))
 	r.fence, r.commit, r.applied, r.tail, r.hintEpoch, r.hintISR = 1, 2, 3, 4, 5, 6
 	r.intact, r.intactEpoch, r.intactFiles, r.intactBoot, r.lastSerial = true, 7, 8, bootText, 9
+	r.asOf = 12
 	r.tails = []EpochStart{{1, 1}, {2, 3}, {3, 4}}
-	golden(t, "v1-state.txt", r.encodeState(pageRef{10, 11}, 9))
+	golden(t, "v1-state.txt", r.encodeState(pageRef{page: 10, crc: 11}, 9))
+
+	d.super, d.seed = goldenSuper(), seedOf(testDisk)
+	s := newSpace(spaceEntries + 70)
+	s.refs[0], s.refs[1] = pageRef{page: 12, crc: 13}, pageRef{page: 14, crc: 15}
+	golden(t, "v1-space.txt", s.encode())
+	s.move(&chunkEntry{}, &chunkEntry{typ: chunkMapped, phys: 9})
+	s.move(&chunkEntry{}, &chunkEntry{typ: chunkMapped, phys: spaceEntries + 69})
+	page = make([]byte, pageSize)
+	s.bytesOf(1, page[pageHead:], false)
+	encodePageHead(page, holdfast.ReplicaID{}, levelSpace, 1, 0, d.seed)
+	golden(t, "v1-space-page.txt", page)
 }
 
 // The next version, and features that this one does not know, are refused.

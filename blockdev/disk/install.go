@@ -2,6 +2,7 @@ package disk
 
 import (
 	"context"
+	"errors"
 	"hash/crc32"
 
 	"github.com/holdfast-storage/holdfast"
@@ -64,19 +65,42 @@ func (r *Replica) rebase(epoch holdfast.Epoch, seq holdfast.Seq) {
 	}
 }
 
-// Chunks lists the chunks above index after (-1 for all) that hold data, or
-// held data once, ascending, at most max: as of the applied entry, so a source
-// lists them after Apply has reached the join point (protocol, section 8).
-func (r *Replica) Chunks(after int64, max int) ([]ChunkRef, error) {
+// Chunks lists the chunks above index after (-1 for all) that an entry above
+// seq touched (0: that any entry touched), whether or not they hold data still,
+// ascending, at most max: as of the applied entry, so a source lists them after
+// Apply has reached the join point (protocol, section 8). What is known of the
+// leaves of the map keeps it from reading those without such a chunk.
+func (r *Replica) Chunks(seq holdfast.Seq, after int64, max int) ([]ChunkRef, error) {
 	if err := r.catchUp(); err != nil {
 		return nil, err
 	}
 	r.mu.RLock()
-	defer r.mu.RUnlock()
-	if err := r.usable(); err != nil {
+	err := r.usable()
+	r.mu.RUnlock()
+	if err != nil {
 		return nil, err
 	}
-	return r.tree.list(after, max), nil
+	var refs []ChunkRef
+	done := errors.New("enough")
+	err = r.eachLeaf(seq, after+1, maxSegment/chunkSize, func(l *leaf) error {
+		r.mu.RLock()
+		defer r.mu.RUnlock()
+		for k := range l.entries {
+			c, e := l.index*leafEntries+int64(k), &l.entries[k]
+			if c <= after || e.typ == chunkAbsent || e.lastSeq <= seq && seq != 0 {
+				continue
+			}
+			if len(refs) == max {
+				return done
+			}
+			refs = append(refs, ChunkRef{Index: c, LastSeq: e.lastSeq, Mapped: e.typ == chunkMapped})
+		}
+		return nil
+	})
+	if err == done {
+		err = nil
+	}
+	return refs, err
 }
 
 // catchUp applies what chunks may hold already from before the last crash, so
@@ -106,8 +130,12 @@ func (r *Replica) ReadChunk(index int64) (Chunk, error) {
 	r.applying.Lock()
 	defer r.applying.Unlock()
 	r.mu.RLock()
-	e, asOf, err := r.tree.get(index), r.applied, r.usable()
+	asOf, err := r.applied, r.usable()
 	r.mu.RUnlock()
+	if err != nil {
+		return Chunk{}, err
+	}
+	e, err := r.lookupChunk(index)
 	if err != nil {
 		return Chunk{}, err
 	}
@@ -241,9 +269,13 @@ func (r *Replica) installOnce(c *Chunk, rec record) error {
 	r.applying.Lock()
 	defer r.applying.Unlock()
 	r.mu.RLock()
-	err, ckpt, old := r.usable(), r.ckpt, r.tree.get(c.Index)
+	err, ckpt := r.usable(), r.ckpt
 	_, promised := r.reserved[c.Index]
 	r.mu.RUnlock()
+	if err != nil {
+		return err
+	}
+	old, err := r.lookupChunk(c.Index)
 	switch {
 	case err != nil:
 		return err
@@ -299,7 +331,7 @@ func (r *Replica) installOnce(c *Chunk, rec record) error {
 	r.mu.Unlock()
 	clear(req.recs)
 	if err == nil {
-		err = r.replaceChunk(c, phys, old)
+		err = r.replaceChunk(c, phys)
 	}
 	r.mu.Lock()
 	clear(r.mapping)
@@ -319,7 +351,12 @@ func (r *Replica) installOnce(c *Chunk, rec record) error {
 // replaceChunk writes an installed chunk to its fresh place, with the applied
 // entries above AsOf upon it, and puts it into the map. The caller holds
 // applying, or recovers.
-func (r *Replica) replaceChunk(c *Chunk, phys uint32, old chunkEntry) error {
+func (r *Replica) replaceChunk(c *Chunk, phys uint32) error {
+	l, err := r.leaf(c.Index / leafEntries)
+	if err != nil {
+		return err
+	}
+	old := l.entries[c.Index%leafEntries]
 	e := chunkEntry{typ: chunkZero, lastSeq: c.LastSeq, asOf: c.AsOf}
 	buf := r.d.buffer()
 	defer r.d.buffers.Put(buf)
@@ -366,7 +403,6 @@ func (r *Replica) replaceChunk(c *Chunk, phys uint32, old chunkEntry) error {
 		return err
 	}
 	r.mu.Lock()
-	defer r.mu.Unlock()
 	if old.typ == chunkMapped && !(e.typ == chunkMapped && e.phys == old.phys) {
 		if e.typ == chunkZero && r.writePending(c.Index, applied) {
 			e.typ, e.phys = chunkMapped, old.phys // a logged write counts on it
@@ -374,8 +410,9 @@ func (r *Replica) replaceChunk(c *Chunk, phys uint32, old chunkEntry) error {
 			r.d.alloc.later(old.phys)
 		}
 	}
-	r.setChunk(c.Index, e, applied)
+	r.setChunk(l, c.Index, e, applied)
 	r.foundLost()
 	r.asOf = max(r.asOf, c.AsOf)
-	return nil
+	r.mu.Unlock()
+	return r.spill()
 }

@@ -52,7 +52,7 @@ func TestCopyBesideLiveStream(t *testing.T) {
 	if applied, err := src.Apply(t.Context(), join); err != nil || applied != join {
 		t.Fatalf("applied %d, %v; want %d", applied, err, join)
 	}
-	chunks, err := src.Chunks(-1, 1000)
+	chunks, err := src.Chunks(0, -1, 1000)
 	if err != nil || len(chunks) == 0 {
 		t.Fatalf("chunks %v, %v", chunks, err)
 	}
@@ -80,7 +80,7 @@ func TestCopyBesideLiveStream(t *testing.T) {
 			t.Fatalf("install chunk %d as of %d: %v", c.Index, c.AsOf, err)
 		}
 	}
-	own, err := dst.Chunks(-1, 1000)
+	own, err := dst.Chunks(0, -1, 1000)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -46,8 +46,22 @@ func (r *Replica) ReadAt(p []byte, off int64) error {
 		r.mu.RUnlock()
 		return err
 	}
-	for i := range int64(len(p) / blockSize) {
-		srcs = append(srcs, r.lookup(first+i))
+	for i := int64(0); i < int64(len(p)/blockSize); i++ {
+		src, ok := r.lookup(first + i)
+		if !ok { // its leaf is not in memory
+			r.mu.RUnlock()
+			if _, err := r.leaf((first + i) / blocksPerChunk / leafEntries); err != nil {
+				return err
+			}
+			r.mu.RLock()
+			if err := r.usable(); err != nil {
+				r.mu.RUnlock()
+				return err
+			}
+			srcs, i = few[:0], -1 // all of one moment
+			continue
+		}
+		srcs = append(srcs, src)
 	}
 	r.mu.RUnlock()
 	for i := 0; i < len(srcs); {
@@ -61,23 +75,27 @@ func (r *Replica) ReadAt(p []byte, off int64) error {
 	return nil
 }
 
-// lookup finds the newest bytes of a block. Under mu.
-func (r *Replica) lookup(block int64) source {
-	c := r.tree.get(block / blocksPerChunk)
+// lookup finds the newest bytes of a block; false if the leaf of its chunk must
+// be read first. Under mu.
+func (r *Replica) lookup(block int64) (source, bool) {
+	c, ok := r.tree.get(block / blocksPerChunk)
+	if !ok {
+		return source{}, false
+	}
 	if e := r.index.newest(block); e != nil && e.seq > r.applied && e.seq > c.asOf {
-		return e.source(block)
+		return e.source(block), true
 	}
 	i := block % blocksPerChunk
 	if c.typ != chunkMapped {
-		return source{}
+		return source{}, true
 	}
 	switch c.state(i) {
 	case BlockData:
-		return source{kind: fromChunk, crc: c.crc[i], phys: c.phys, pos: i * blockSize}
+		return source{kind: fromChunk, crc: c.crc[i], phys: c.phys, pos: i * blockSize}, true
 	case BlockPoison:
-		return source{kind: fromLoss}
+		return source{kind: fromLoss}, true
 	}
-	return source{}
+	return source{}, true
 }
 
 // source says where an entry has a block. Under mu.
@@ -130,8 +148,14 @@ func (r *Replica) readRun(p []byte, srcs []source, block int64) error {
 func (r *Replica) readAgain(p []byte, src source, block int64) error {
 	for range maxLookups {
 		r.mu.RLock()
-		now, err := r.lookup(block), r.usable()
+		now, ok := r.lookup(block)
+		err := r.usable()
 		r.mu.RUnlock()
+		if err == nil && !ok {
+			if _, err = r.leaf(block / blocksPerChunk / leafEntries); err == nil {
+				continue
+			}
+		}
 		if err != nil { // deleted, its map is empty: that is not a block of zeroes
 			return err
 		}

@@ -49,6 +49,7 @@ func (d *Disk) open(ctx context.Context) error {
 	s := d.super
 	d.seed = seedOf(s.disk)
 	d.alloc = newAllocator(s.chunks)
+	d.makeMaps()
 	s.openCount++
 	d.wal.open, d.wal.seed = uint64(s.openCount), d.seed
 	d.wal.reserve = min(4<<20, d.wal.size()/8)
@@ -81,6 +82,19 @@ func (d *Disk) open(ctx context.Context) error {
 	d.log.Info("disk opened", "disk", s.disk.String(), "path", d.path, "open_count", uint64(s.openCount),
 		"replicas", len(d.replicas), "log_serial", d.wal.serial)
 	return nil
+}
+
+// makeMaps readies what is common to all maps.
+func (d *Disk) makeMaps() {
+	leaves := d.opts.cacheLeaves
+	if leaves == 0 {
+		bytes := d.opts.MapCache
+		if bytes == 0 {
+			bytes = DefaultMapCache
+		}
+		leaves = int(max(MinMapCache, bytes) / leafBytes)
+	}
+	d.space, d.cache, d.mapGen = newSpace(d.alloc.chunks), &mapCache{limit: leaves}, 1
 }
 
 // openFiles opens and locks everything and reads the superblock.
@@ -366,12 +380,12 @@ func (d *Disk) rebuild(log *scannedLog) error {
 func (d *Disk) loadDirectory(body ckptBody) (map[holdfast.ReplicaID]*savedState, error) {
 	saved := map[holdfast.ReplicaID]*savedState{}
 	var all []byte
-	ref := pageRef{body.page, body.crc}
+	ref := pageRef{page: body.page, crc: body.crc}
 	for i := int64(0); ref.page >= 0; i++ {
 		if i > d.alloc.chunks*pagesPerChunk || !d.alloc.usePage(ref.page) {
 			return nil, holdfast.Errorf(holdfast.ErrIntegrity, "the directory of replicas goes in circles")
 		}
-		b, err := d.readPage(ref.page)
+		b, err := d.readPage(ref.page, true)
 		if err != nil {
 			return nil, err
 		}
@@ -380,8 +394,22 @@ func (d *Disk) loadDirectory(body ckptBody) (map[holdfast.ReplicaID]*savedState,
 			return nil, holdfast.Errorf(holdfast.ErrIntegrity, "page %d of the directory of replicas does not match its checksum", i)
 		}
 		d.dirPages = append(d.dirPages, ref.page)
-		all = append(all, b[pageHead+nodeEntry:][:used]...)
-		ref = pageRef{int64(binary.LittleEndian.Uint64(b[pageHead:])), binary.LittleEndian.Uint32(b[pageHead+8:])}
+		all = append(all, b[pageHead+dirLink:][:used]...)
+		ref = pageRef{page: int64(binary.LittleEndian.Uint64(b[pageHead:])), crc: binary.LittleEndian.Uint32(b[pageHead+8:])}
+	}
+	if body.page < 0 {
+		d.alloc.needs(int64(len(d.space.refs)))
+		d.space.unwritten = int64(len(d.space.refs))
+		return saved, nil
+	}
+	all, err := d.space.decode(all)
+	if err != nil {
+		return nil, err
+	}
+	for i := range d.space.refs {
+		if !d.alloc.usePage(d.space.refs[i].page) {
+			return nil, holdfast.Errorf(holdfast.ErrIntegrity, "page %d of used chunks lies where another is", i)
+		}
 	}
 	for len(all) > 0 {
 		s, n, err := d.decodeState(all)
@@ -389,7 +417,7 @@ func (d *Disk) loadDirectory(body ckptBody) (map[holdfast.ReplicaID]*savedState,
 			return nil, err
 		}
 		all = all[n:]
-		err = s.r.tree.load(s.root, d.seed, d.alloc.chunks, d.readPage, d.alloc.usePage, func(c uint32) bool { return d.alloc.use(int64(c)) })
+		err = s.r.tree.load(d, s.root, d.alloc.usePage)
 		if err != nil {
 			return nil, holdfast.Errorf(holdfast.KindOf(err), "load the map of replica %v: %w", s.r.desc.Replica, err)
 		}
@@ -398,16 +426,27 @@ func (d *Disk) loadDirectory(body ckptBody) (map[holdfast.ReplicaID]*savedState,
 	if uint64(len(saved)) != body.replicas {
 		return nil, holdfast.Errorf(holdfast.ErrIntegrity, "the directory holds %d replicas, not %d", len(saved), body.replicas)
 	}
-	return saved, nil
+	return saved, d.loadSpace(saved)
 }
 
-func (d *Disk) readPage(page int64) ([]byte, error) {
-	b := vfs.AlignedBuffer(pageSize)
-	_, err := d.main.ReadDirectAt(b, d.pageOffset(page))
-	if err != nil {
-		return nil, holdfast.Errorf(holdfast.ErrIO, "read map page %d: %w", page, err)
+// loadSpace finds out which chunks the maps refer to: from the pages that say
+// so, or, if one of them is lost, from every leaf.
+func (d *Disk) loadSpace(saved map[holdfast.ReplicaID]*savedState) error {
+	if lost := d.space.load(d); lost != nil {
+		d.log.Error("pages of used chunks are lost, the maps are read whole", "disk", d.super.disk.String(), "error", lost)
+		d.spaceLost = lost
+		var all []*Replica
+		for _, s := range saved {
+			all = append(all, s.r)
+		}
+		if err := d.space.recount(all); err != nil {
+			return err
+		}
 	}
-	return b, nil
+	if c, ok := d.alloc.useAll(d.space.mapped); !ok {
+		return holdfast.Errorf(holdfast.ErrIntegrity, "chunk %d of the disk is both data and map", c)
+	}
+	return nil
 }
 
 // replay brings the replicas of the last checkpoint to the end of the log.
@@ -515,7 +554,8 @@ func (p *replay) one(f *found) error {
 		}
 	case recDelete:
 		if isNew {
-			p.d.releaseTree(r.tree)
+			r.deleted = true
+			r.releaseMap()
 			delete(p.saved, f.replica)
 			delete(p.logs, f.replica)
 		}
@@ -578,7 +618,6 @@ func (p *replay) finish(s *savedState) {
 			}
 		}
 	}
-	r.tree.each(0, maxSegment/chunkSize, func(_ int64, e *chunkEntry) { r.asOf = max(r.asOf, e.asOf) })
 	r.countPages()
 	p.promise(r)
 }
@@ -601,7 +640,7 @@ func (p *replay) promise(r *Replica) {
 			continue
 		}
 		for c := e.off / chunkSize; c <= (e.off+e.length-1)/chunkSize; c++ {
-			if _, ok := r.reserved[c]; !ok && r.tree.get(c).typ != chunkMapped {
+			if _, ok := r.reserved[c]; !ok && !r.tree.isMapped(c) {
 				r.reserved[c] = struct{}{}
 				p.d.alloc.promise(1, int64(len(r.addPages([]int64{c}))))
 			}
@@ -635,7 +674,6 @@ func (p *replay) install(r *Replica, f *found) error {
 		}
 		copy(c.Data[i*blockSize:], b)
 	}
-	old := r.tree.get(c.Index)
 	p.d.alloc.needs(int64(len(r.addPages([]int64{c.Index}))))
 	var phys uint32
 	if packStates(&c.State) != 0 {
@@ -646,7 +684,7 @@ func (p *replay) install(r *Replica, f *found) error {
 			return err
 		}
 	}
-	err := r.replaceChunk(&c, phys, old)
+	err := r.replaceChunk(&c, phys)
 	if err != nil && !errors.Is(err, holdfast.ErrIntegrity) {
 		return err
 	}

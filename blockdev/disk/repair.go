@@ -174,10 +174,14 @@ func (r *Replica) repairInPlace(c *Chunk) (treatment, error) {
 	defer r.d.gate.RUnlock()
 	r.applying.Lock()
 	defer r.applying.Unlock()
-	r.mu.RLock()
-	e, tail, err := r.tree.get(c.Index), r.tail, r.usable()
-	r.mu.RUnlock()
 	var t treatment
+	r.mu.RLock()
+	tail, err := r.tail, r.usable()
+	r.mu.RUnlock()
+	if err != nil {
+		return t, err
+	}
+	e, err := r.lookupChunk(c.Index)
 	switch {
 	case err != nil:
 		return t, err

@@ -37,7 +37,7 @@ func alike(t *testing.T) (fs *vfs.Memory, d *Disk, good, bad *Replica) {
 // rot flips a bit of a block of chunk 0, on the medium and in the page cache.
 func rot(t *testing.T, fs *vfs.Memory, r *Replica, block int64) {
 	t.Helper()
-	if err := fs.FlipBit(testPath, r.d.chunkOffset(r.tree.get(0).phys)+block*blockSize+99, 3); err != nil {
+	if err := fs.FlipBit(testPath, r.d.chunkOffset(mapEntry(r, 0).phys)+block*blockSize+99, 3); err != nil {
 		t.Fatal(err)
 	}
 }
@@ -75,7 +75,7 @@ func wantBlocks(t *testing.T, what string, r *Replica, lost, doubtful uint16) {
 // nothing is logged.
 func TestRepairInPlace(t *testing.T) {
 	fs, d, good, bad := alike(t)
-	phys, serial := bad.tree.get(0).phys, d.wal.written()
+	phys, serial := mapEntry(bad, 0).phys, d.wal.written()
 	rot(t, fs, bad, 3)
 	rot(t, fs, bad, 15)
 	wantKind(t, bad.ReadAt(make([]byte, blockSize), 3*blockSize), holdfast.ErrIntegrity)
@@ -93,7 +93,7 @@ func TestRepairInPlace(t *testing.T) {
 		t.Fatal(err)
 	}
 	wantBlocks(t, "repaired", bad, 0, 0)
-	if got := bad.tree.get(0).phys; got != phys || d.wal.written() != serial {
+	if got := mapEntry(bad, 0).phys; got != phys || d.wal.written() != serial {
 		t.Fatalf("chunk %d, log at %d; want chunk %d, log at %d", got, d.wal.written(), phys, serial)
 	}
 	if st := d.Stat().Repair; st != (RepairStat{Found: 2, Repaired: 2}) || bad.Status().Bad != 0 {
@@ -123,11 +123,11 @@ func TestRepairOfAnotherVersion(t *testing.T) {
 	wantBlocks(t, "refused", bad, 1<<3, 0)
 	mustAppend(t, bad, writeEntry(0, 17, 3*blockSize, blockSize), writeEntry(0, 18, 5*blockSize, blockSize))
 	wantRead(t, bad, 3*blockSize, pattern(17, blockSize)) // in the log
-	phys := bad.tree.get(0).phys
+	phys := mapEntry(bad, 0).phys
 	if err := bad.Repair(mustReadChunk(t, good)); err != nil {
 		t.Fatal(err)
 	}
-	if bad.tree.get(0).phys == phys {
+	if mapEntry(bad, 0).phys == phys {
 		t.Fatal("another version was written in place")
 	}
 	mustSync(t, bad)
@@ -186,7 +186,7 @@ func TestRepairByInstall(t *testing.T) {
 	t.Run("a place that forgets", func(t *testing.T) {
 		fs, _, good, bad := alike(t)
 		c := mustReadChunk(t, good)
-		phys, reads := bad.tree.get(0).phys, 0
+		phys, reads := mapEntry(bad, 0).phys, 0
 		rot(t, fs, bad, 7)
 		fs.BeforeDirectRead(func(string) {
 			if reads++; reads == 2 { // the look at what was written
@@ -196,7 +196,7 @@ func TestRepairByInstall(t *testing.T) {
 		if err := bad.Repair(c); err != nil {
 			t.Fatal(err)
 		}
-		if reads != 2 || bad.tree.get(0).phys == phys {
+		if reads != 2 || mapEntry(bad, 0).phys == phys {
 			t.Fatalf("%d direct reads, chunk still at %d", reads, phys)
 		}
 		wantBlocks(t, "installed", bad, 0, 0)
@@ -287,9 +287,13 @@ func TestCrashesInRepair(t *testing.T) {
 			}
 			switch mode {
 			case "by install": // the map cannot say what block 9 should be
-				e := bad.tree.get(0)
+				e := mapEntry(bad, 0)
 				e.crc[9] ^= 1
-				bad.tree.set(0, e)
+				l, err := bad.leaf(0)
+				if err != nil {
+					t.Fatal(err)
+				}
+				bad.tree.set(l, 0, e)
 				if err := d.Checkpoint(t.Context()); err != nil {
 					t.Fatal(err)
 				}

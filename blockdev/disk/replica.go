@@ -39,7 +39,6 @@ type Replica struct {
 	newPages map[pageKey]struct{} // map pages that promised chunks and changes since the last checkpoint add
 	credit   atomic.Int64         // chunks promised to entries to come, changed under mu; see Reserve
 	mapping  map[int64]struct{}   // chunks whose promise was taken, and which the map will have in a moment
-	hasPages map[pageKey]struct{} // map pages that the last checkpoint has
 	inflight []Entry              // being logged now
 
 	intact      bool
@@ -81,7 +80,7 @@ func newReplica(d *Disk, desc ReplicaDesc) *Replica {
 	return &Replica{
 		d: d, desc: desc, limit: math.MaxUint64,
 		index: newLogIndex(), tree: newTree(desc.Replica, desc.Size), reserved: map[int64]struct{}{}, mapping: map[int64]struct{}{},
-		newPages: map[pageKey]struct{}{}, hasPages: map[pageKey]struct{}{},
+		newPages: map[pageKey]struct{}{},
 	}
 }
 
@@ -241,8 +240,7 @@ func (r *Replica) addPages(chunks []int64) []pageKey {
 	var added []pageKey
 	for _, c := range chunks {
 		r.tree.path(c, func(p pageKey) {
-			_, has := r.hasPages[p]
-			if _, ok := r.newPages[p]; !ok && !has {
+			if _, ok := r.newPages[p]; !ok && r.tree.ref(p).page < 0 {
 				r.newPages[p] = struct{}{}
 				added = append(added, p)
 			}
@@ -262,8 +260,6 @@ func (r *Replica) dropPages(pages []pageKey) {
 func (r *Replica) countPages() {
 	before := len(r.newPages)
 	clear(r.newPages)
-	clear(r.hasPages)
-	r.tree.saved(func(p pageKey) { r.hasPages[p] = struct{}{} })
 	for c := range r.reserved {
 		r.addPages([]int64{c})
 	}

@@ -67,7 +67,7 @@ func TestReadBesideDelete(t *testing.T) {
 	_, d := twoReplicas(t)
 	r, _ := d.Replica(testDesc(0, 0).Replica)
 	r.mu.RLock()
-	src := r.lookup(2)
+	src, _ := r.lookup(2)
 	r.mu.RUnlock()
 	if src.kind != fromChunk {
 		t.Fatalf("block 2 is in no chunk: %+v", src)
@@ -320,7 +320,7 @@ func TestOverwriteWhileItsChunkIsMapped(t *testing.T) {
 	}
 	r.applying.Lock()
 	defer r.applying.Unlock()
-	e := r.tree.get(chunk)
+	e := mapEntry(r, chunk)
 	if err := r.mapChunk(chunk, &e); err != nil {
 		t.Fatal(err)
 	}

@@ -1,25 +1,32 @@
 package disk
 
 import (
+	"cmp"
 	"encoding/binary"
 	"hash/crc32"
 	"math/bits"
-	"sort"
+	"slices"
+	"sync/atomic"
 
 	"github.com/holdfast-storage/holdfast"
 )
 
 // The map of one replica is a tree of 4 KiB pages, written copy-on-write: a
 // leaf holds the entries of 39 consecutive chunks, an interior page refers to
-// 253 pages of the level below, and whoever refers to a page holds its crc.
+// 126 pages of the level below, and whoever refers to a page holds its crc.
 // Pages without content do not exist, so an empty replica has no page at all.
+// There is at least one interior level.
+//
+// Interior pages are in memory, leaves only as they are needed (cache.go): what
+// must be known of every chunk at any time, whether it has a place and where
+// poison is, stands in the page above the leaf.
 //
 // A page, little-endian:
 //
 //	 0  4  magic "HFMP"
 //	 4  4  crc32c, seeded with the disk id, of bytes 8 to 4096
 //	 8 16  replica
-//	24  4  level: 0 leaf, 1.. interior, 0xffff directory
+//	24  4  level: 0 leaf, 1.. interior, 0xfffe space, 0xffff directory
 //	28  4  bytes used after the head (directory), else zero
 //	32  8  index of the page in its level
 //	40     content
@@ -36,14 +43,20 @@ import (
 //	96  1  type: 0 absent, 1 mapped, 2 all zero (unmapped, but with a lastSeq)
 //	97  7  zero
 //
-// Interior entry, 16 bytes: page number (-1: none) u64, crc u32, zero u32.
+// Interior entry, 32 bytes; those from 12 on are zero above level 1:
+//
+//	 0  8  page number (-1: none)
+//	 8  4  crc
+//	12  4  blocks of the leaf that are poison
+//	16  8  highest lastSeq in the leaf
+//	24  8  chunks of the leaf that are mapped: one bit each, the first in bit 0
 const (
 	pageSize      = 4096
 	pageHead      = 40
 	leafEntry     = 104
 	leafEntries   = (pageSize - pageHead) / leafEntry // 39
-	nodeEntry     = 16
-	nodeEntries   = (pageSize - pageHead) / nodeEntry // 253
+	nodeEntry     = 32
+	nodeEntries   = (pageSize - pageHead) / nodeEntry // 126
 	pageMagic     = 0x504d4648                        // "HFMP"
 	levelDir      = 0xffff
 	maxTreeHeight = 8
@@ -85,23 +98,38 @@ func (e *chunkEntry) poisoned() int64 {
 type pageRef struct {
 	page int64 // -1: none
 	crc  uint32
+	gen  uint32 // in memory: of the checkpoint that it is written for; see Disk.mapGen
 }
 
 var noPage = pageRef{page: -1}
 
+// leaf is one page of entries in memory.
 type leaf struct {
+	owner   *Replica
+	index   int64
 	entries [leafEntries]chunkEntry
-	ref     pageRef // where its last checkpoint has it
-	dirty   bool
+	dirty   atomic.Bool // it differs from its page; changed under owner.mu
+	used    atomic.Bool // since the cache last looked at it
+	cached  bool        // guarded by the cache
+}
+
+// childRef is what an interior page says of a page below it.
+type childRef struct {
+	pageRef
+	poison  uint32 // of level 1 alone, like the rest
+	lastSeq holdfast.Seq
+	mapped  uint64
 }
 
 type node struct {
-	refs  [nodeEntries]pageRef
-	ref   pageRef
+	refs  [nodeEntries]childRef
 	dirty bool
 }
 
-// tree is the map of one replica, wholly in memory.
+// tree is the map of one replica: its interior pages, and those leaves that are
+// in memory. It is read under the replica's mu; it is changed under mu by who
+// holds gate too, so that a checkpoint, which holds gate alone, may read all but
+// leaves without mu.
 type tree struct {
 	replica holdfast.ReplicaID
 	leaves  map[int64]*leaf
@@ -115,38 +143,81 @@ func newTree(id holdfast.ReplicaID, size int64) *tree {
 	t := &tree{replica: id, leaves: map[int64]*leaf{}, root: noPage}
 	pages := (size + chunkSize - 1) / chunkSize
 	pages = (pages + leafEntries - 1) / leafEntries
-	for pages > 1 {
+	for {
 		t.levels = append(t.levels, map[int64]*node{})
-		pages = (pages + nodeEntries - 1) / nodeEntries
+		if pages = (pages + nodeEntries - 1) / nodeEntries; pages <= 1 {
+			return t
+		}
 	}
-	return t
 }
 
-// get returns a chunk's entry; of a chunk never written, the zero entry.
-func (t *tree) get(chunk int64) chunkEntry {
-	if l := t.leaves[chunk/leafEntries]; l != nil {
-		return l.entries[chunk%leafEntries]
+// child returns what is known of a leaf, nil if there never was one.
+func (t *tree) child(index int64) *childRef {
+	if n := t.levels[0][index/nodeEntries]; n != nil {
+		return &n.refs[index%nodeEntries]
 	}
-	return chunkEntry{}
+	return nil
 }
 
-// set replaces a chunk's entry.
-func (t *tree) set(chunk int64, e chunkEntry) {
-	l := t.leaves[chunk/leafEntries]
-	if l == nil {
-		l = &leaf{ref: noPage}
-		t.leaves[chunk/leafEntries] = l
+// ref returns where a page was last written.
+func (t *tree) ref(p pageKey) pageRef {
+	if p.level == len(t.levels) {
+		return t.root
 	}
+	if n := t.levels[p.level][p.index/nodeEntries]; n != nil {
+		return n.refs[p.index%nodeEntries].pageRef
+	}
+	return noPage
+}
+
+// isMapped says whether a chunk has a place, without its leaf.
+func (t *tree) isMapped(chunk int64) bool {
+	c := t.child(chunk / leafEntries)
+	return c != nil && c.mapped&(1<<(chunk%leafEntries)) != 0
+}
+
+// get returns a chunk's entry; of a chunk never written, the zero entry. It is
+// false if the leaf must be read first; see Replica.leaf.
+func (t *tree) get(chunk int64) (e chunkEntry, ok bool) {
+	i := chunk / leafEntries
+	if l := t.leaves[i]; l != nil {
+		l.touch()
+		return l.entries[chunk%leafEntries], true
+	}
+	return chunkEntry{}, t.ref(pageKey{0, i}).page < 0
+}
+
+// set replaces a chunk's entry in its leaf, which Replica.leaf returned.
+func (t *tree) set(l *leaf, chunk int64, e chunkEntry) {
+	if t.leaves[l.index] != l { // it is new, or was dropped meanwhile, unchanged
+		t.leaves[l.index] = l
+		l.owner.d.cache.add(l)
+	}
+	n := t.levels[0][l.index/nodeEntries]
+	if n == nil {
+		n = newNode()
+		t.levels[0][l.index/nodeEntries] = n
+	}
+	c := &n.refs[l.index%nodeEntries]
+	bit := uint64(1) << (chunk % leafEntries)
 	old := &l.entries[chunk%leafEntries]
 	if old.typ == chunkMapped {
 		t.mapped--
+		c.mapped &^= bit
 	}
 	if e.typ == chunkMapped {
 		t.mapped++
+		c.mapped |= bit
 	}
-	t.poison += e.poisoned() - old.poisoned()
+	l.owner.d.space.move(old, &e)
+	change := e.poisoned() - old.poisoned()
+	t.poison += change
+	c.poison = uint32(int64(c.poison) + change)
+	c.lastSeq = max(c.lastSeq, e.lastSeq)
 	*old = e
-	l.dirty = true
+	if l.dirty.CompareAndSwap(false, true) {
+		l.owner.d.cache.dirty.Add(1)
+	}
 }
 
 // path calls f for each page, by level and index, that the map needs for a chunk.
@@ -159,77 +230,36 @@ func (t *tree) path(chunk int64, f func(p pageKey)) {
 	}
 }
 
-// saved calls f for each page that the last checkpoint has.
-func (t *tree) saved(f func(p pageKey)) {
-	for i, l := range t.leaves {
-		if l.ref.page >= 0 {
-			f(pageKey{0, i})
-		}
-	}
-	for level, nodes := range t.levels {
-		for i, n := range nodes {
-			if n.ref.page >= 0 {
-				f(pageKey{level + 1, i})
-			}
-		}
-	}
-}
-
 // pageKey names a page of a replica's map.
 type pageKey struct {
 	level int
 	index int64
 }
 
-// each calls f for the existing entries of chunks in [from, to), in no order.
-func (t *tree) each(from, to int64, f func(chunk int64, e *chunkEntry)) {
-	visit := func(i int64, l *leaf) {
-		for k := range l.entries {
-			c := i*leafEntries + int64(k)
-			if c >= from && c < to && l.entries[k].typ != chunkAbsent {
-				f(c, &l.entries[k])
-			}
+// exists returns the indexes of the leaves within [lo, hi) that there are, in
+// memory or written, and that an entry above seq may have touched (0: all),
+// ascending, at most max.
+func (t *tree) exists(seq holdfast.Seq, lo, hi int64, max int) []int64 {
+	var found []int64
+	for i := lo / nodeEntries; i*nodeEntries < hi; i++ {
+		n := t.levels[0][i]
+		if n == nil {
+			continue
 		}
-	}
-	lo, hi := from/leafEntries, (to+leafEntries-1)/leafEntries
-	if hi-lo > int64(len(t.leaves)) {
-		for i, l := range t.leaves {
-			if i >= lo && i < hi {
-				visit(i, l)
-			}
-		}
-		return
-	}
-	for i := lo; i < hi; i++ {
-		if l := t.leaves[i]; l != nil {
-			visit(i, l)
-		}
-	}
-}
-
-// list returns up to max existing entries above a chunk, ascending.
-func (t *tree) list(after int64, max int) []ChunkRef {
-	keys := make([]int64, 0, len(t.leaves))
-	for i := range t.leaves {
-		if (i+1)*leafEntries > after+1 {
-			keys = append(keys, i)
-		}
-	}
-	sort.Slice(keys, func(i, j int) bool { return keys[i] < keys[j] })
-	var refs []ChunkRef
-	for _, i := range keys {
-		for k := range t.leaves[i].entries {
-			c, e := i*leafEntries+int64(k), &t.leaves[i].entries[k]
-			if c <= after || e.typ == chunkAbsent {
+		for k := range n.refs {
+			index := i*nodeEntries + int64(k)
+			if index < lo || index >= hi || n.refs[k].page < 0 && t.leaves[index] == nil {
 				continue
 			}
-			if len(refs) == max {
-				return refs
+			if seq != 0 && n.refs[k].lastSeq <= seq {
+				continue
 			}
-			refs = append(refs, ChunkRef{Index: c, LastSeq: e.lastSeq, Mapped: e.typ == chunkMapped})
+			if found = append(found, index); len(found) == max {
+				return found
+			}
 		}
 	}
-	return refs
+	return found
 }
 
 func encodePageHead(b []byte, id holdfast.ReplicaID, level uint32, index int64, used int, seed uint32) uint32 {
@@ -287,172 +317,188 @@ func (l *leaf) decode(b []byte, chunks int64) bool {
 }
 
 func (n *node) encode(b []byte) {
-	for i, r := range n.refs {
-		binary.LittleEndian.PutUint64(b[pageHead+i*nodeEntry:], uint64(r.page))
-		binary.LittleEndian.PutUint32(b[pageHead+i*nodeEntry+8:], r.crc)
+	le := binary.LittleEndian
+	for i := range n.refs {
+		c, p := &n.refs[i], b[pageHead+i*nodeEntry:]
+		le.PutUint64(p, uint64(c.page))
+		le.PutUint32(p[8:], c.crc)
+		le.PutUint32(p[12:], c.poison)
+		le.PutUint64(p[16:], uint64(c.lastSeq))
+		le.PutUint64(p[24:], c.mapped)
 	}
 }
 
-func (n *node) decode(b []byte) {
+func (n *node) decode(b []byte) bool {
+	le := binary.LittleEndian
 	for i := range n.refs {
-		n.refs[i] = pageRef{
-			page: int64(binary.LittleEndian.Uint64(b[pageHead+i*nodeEntry:])),
-			crc:  binary.LittleEndian.Uint32(b[pageHead+i*nodeEntry+8:]),
+		c, p := &n.refs[i], b[pageHead+i*nodeEntry:]
+		c.pageRef = pageRef{page: int64(le.Uint64(p)), crc: le.Uint32(p[8:])}
+		c.poison, c.lastSeq, c.mapped = le.Uint32(p[12:]), holdfast.Seq(le.Uint64(p[16:])), le.Uint64(p[24:])
+		if c.mapped>>leafEntries != 0 || c.poison > leafEntries*blocksPerChunk {
+			return false
 		}
 	}
+	return true
 }
 
 func newNode() *node {
-	n := &node{ref: noPage}
+	n := &node{}
 	for i := range n.refs {
-		n.refs[i] = noPage
+		n.refs[i].pageRef = noPage
 	}
 	return n
 }
 
-// pageStore takes the pages that a checkpoint writes.
-type pageStore interface {
-	// put places a page and returns its number; the bytes are written before
-	// the checkpoint's sync.
-	put(b []byte) (int64, error)
-	// drop gives a page back once the checkpoint is durable.
-	drop(page int64)
-	// buffer returns a zero page to encode into; valid until put.
-	buffer() []byte
+// write places a page of the map and returns its reference. A page that was
+// placed since the last checkpoint is known to none, and is written where it is.
+func (t *tree) write(w *pageWriter, p pageKey, b []byte) (pageRef, error) {
+	d, old := w.d, t.ref(p)
+	crc := encodePageHead(b, t.replica, uint32(p.level), p.index, 0, d.seed)
+	if old.page >= 0 && (old.gen == d.mapGen || mutant == "page_rewritten") {
+		return pageRef{old.page, crc, d.mapGen}, w.again(old.page, b)
+	}
+	page, err := w.put(b)
+	if err != nil {
+		return noPage, err
+	}
+	if old.page >= 0 {
+		w.drop(old.page)
+	}
+	return pageRef{page, crc, d.mapGen}, nil
 }
 
-// save writes the dirty pages to new places, children before parents, and
-// returns the new root. Nothing that the last checkpoint refers to is touched.
-func (t *tree) save(store pageStore, seed uint32) (pageRef, error) {
-	put := func(old pageRef, b []byte, level int, index int64) (pageRef, error) {
-		crc := encodePageHead(b, t.replica, uint32(level), index, 0, seed)
-		if w, ok := store.(*pageWriter); ok && mutant == "page_rewritten" && old.page >= 0 {
-			return pageRef{old.page, crc}, w.again(old.page, b)
-		}
-		page, err := store.put(b)
-		if err != nil {
-			return noPage, err
-		}
-		if old.page >= 0 {
-			store.drop(old.page)
-		}
-		return pageRef{page, crc}, nil
+// refer notes where a page is written now.
+func (t *tree) refer(p pageKey, ref pageRef) {
+	if p.level == len(t.levels) {
+		t.root = ref
+		return
 	}
-	up := func(level int, index int64, ref pageRef) {
-		if level == len(t.levels) {
-			t.root = ref
-			return
-		}
-		n := t.levels[level][index/nodeEntries]
-		if n == nil {
-			n = newNode()
-			t.levels[level][index/nodeEntries] = n
-		}
-		n.refs[index%nodeEntries] = ref
-		n.dirty = true
+	n := t.levels[p.level][p.index/nodeEntries]
+	if n == nil {
+		n = newNode()
+		t.levels[p.level][p.index/nodeEntries] = n
 	}
-	for _, i := range dirtyKeys(t.leaves, func(l *leaf) bool { return l.dirty }) {
-		l := t.leaves[i]
-		b := store.buffer()
+	n.refs[p.index%nodeEntries].pageRef = ref
+	n.dirty = true
+}
+
+// saveLeaves writes changed leaves to new places and returns them: once they are
+// flushed they are clean; see cleaned. The caller holds gate, and applying or
+// gate alone.
+func (r *Replica) saveLeaves(w *pageWriter) ([]*leaf, error) {
+	r.mu.RLock()
+	var dirty []*leaf
+	for _, l := range r.tree.leaves {
+		if l.dirty.Load() {
+			dirty = append(dirty, l)
+		}
+	}
+	r.mu.RUnlock()
+	slices.SortFunc(dirty, func(a, b *leaf) int { return cmp.Compare(a.index, b.index) })
+	for i, l := range dirty {
+		b := w.buffer()
 		l.encode(b)
-		ref, err := put(l.ref, b, 0, i)
+		ref, err := r.tree.write(w, pageKey{0, l.index}, b)
 		if err != nil {
-			return noPage, err
+			return dirty[:i], err
 		}
-		l.ref, l.dirty = ref, false
-		up(0, i, ref)
+		r.mu.Lock()
+		r.tree.refer(pageKey{0, l.index}, ref)
+		r.mu.Unlock()
 	}
+	return dirty, nil
+}
+
+// cleaned notes that leaves are as their pages are.
+func (r *Replica) cleaned(leaves []*leaf) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for _, l := range leaves {
+		l.dirty.Store(false)
+	}
+	r.d.cache.dirty.Add(-int64(len(leaves)))
+}
+
+// saveNodes writes the changed interior pages, children before parents. Nothing
+// that the last checkpoint refers to is touched. The caller holds gate alone.
+func (r *Replica) saveNodes(w *pageWriter) error {
+	t := r.tree
 	for level, nodes := range t.levels {
-		for _, i := range dirtyKeys(nodes, func(n *node) bool { return n.dirty }) {
-			n := nodes[i]
-			b := store.buffer()
-			n.encode(b)
-			ref, err := put(n.ref, b, level+1, i)
-			if err != nil {
-				return noPage, err
+		var dirty []int64
+		for i, n := range nodes {
+			if n.dirty {
+				dirty = append(dirty, i)
 			}
-			n.ref, n.dirty = ref, false
-			up(level+1, i, ref)
+		}
+		slices.Sort(dirty)
+		for _, i := range dirty {
+			b := w.buffer()
+			nodes[i].encode(b)
+			p := pageKey{level + 1, i}
+			ref, err := t.write(w, p, b)
+			if err != nil {
+				return err
+			}
+			r.mu.Lock()
+			nodes[i].dirty = false
+			t.refer(p, ref)
+			r.mu.Unlock()
 		}
 	}
-	return t.root, nil
+	return nil
 }
 
-func dirtyKeys[V any](m map[int64]V, dirty func(V) bool) []int64 {
-	var keys []int64
-	for i, v := range m {
-		if dirty(v) {
-			keys = append(keys, i)
-		}
-	}
-	sort.Slice(keys, func(i, j int) bool { return keys[i] < keys[j] })
-	return keys
-}
-
-// load reads the tree below root. read returns a page's bytes; use is told of
-// every page and mapped chunk and reports whether it was free until now.
-func (t *tree) load(root pageRef, seed uint32, chunks int64, read func(page int64) ([]byte, error), usePage func(int64) bool, useChunk func(uint32) bool) error {
+// load reads the interior pages below root. use is told of every page, leaves
+// too, and reports whether it was free until now.
+func (t *tree) load(d *Disk, root pageRef, use func(page int64) bool) error {
 	t.root = root
 	if root.page < 0 {
 		return nil
 	}
-	return t.loadPage(root, len(t.levels), 0, seed, chunks, read, usePage, useChunk)
+	return t.loadNode(d, root, pageKey{len(t.levels), 0}, use)
 }
 
-func (t *tree) loadPage(ref pageRef, level int, index int64, seed uint32, chunks int64, read func(int64) ([]byte, error), usePage func(int64) bool, useChunk func(uint32) bool) error {
-	if !usePage(ref.page) {
+func (t *tree) loadNode(d *Disk, ref pageRef, p pageKey, use func(int64) bool) error {
+	if !use(ref.page) {
 		return holdfast.Errorf(holdfast.ErrIntegrity, "map page %d is used twice", ref.page)
 	}
-	b, err := read(ref.page)
-	if err != nil {
-		return holdfast.Errorf(holdfast.ErrIO, "read map page %d: %w", ref.page, err)
-	}
-	if !checkPage(b, t.replica, uint32(level), index, ref.crc, seed) {
-		return holdfast.Errorf(holdfast.ErrIntegrity, "map page %d does not match its parent's checksum", ref.page)
-	}
-	if level == 0 {
-		l := &leaf{ref: ref}
-		if !l.decode(b, chunks) {
-			return holdfast.Errorf(holdfast.ErrIntegrity, "map page %d contradicts itself", ref.page)
-		}
-		t.leaves[index] = l
-		for i := range l.entries {
-			if l.entries[i].typ != chunkMapped {
-				continue
-			}
-			if !useChunk(l.entries[i].phys) {
-				return holdfast.Errorf(holdfast.ErrIntegrity, "chunk %d of the disk is mapped twice", l.entries[i].phys)
-			}
-			t.mapped++
-			t.poison += l.entries[i].poisoned()
-		}
+	if p.level == 0 {
 		return nil
 	}
-	n := &node{ref: ref}
-	n.decode(b)
-	t.levels[level-1][index] = n
-	for i, r := range n.refs {
-		if r.page < 0 {
+	b, err := d.readPage(ref.page, true)
+	if err != nil {
+		return err
+	}
+	n := &node{}
+	if !checkPage(b, t.replica, uint32(p.level), p.index, ref.crc, d.seed) || !n.decode(b) {
+		return holdfast.Errorf(holdfast.ErrIntegrity, "map page %d does not match its parent's checksum", ref.page)
+	}
+	t.levels[p.level-1][p.index] = n
+	for i := range n.refs {
+		c := &n.refs[i]
+		t.mapped += int64(bits.OnesCount64(c.mapped))
+		t.poison += int64(c.poison)
+		if c.page < 0 {
 			continue
 		}
-		if err := t.loadPage(r, level-1, index*nodeEntries+int64(i), seed, chunks, read, usePage, useChunk); err != nil {
+		if err := t.loadNode(d, c.pageRef, pageKey{p.level - 1, p.index*nodeEntries + int64(i)}, use); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-// pages calls f with every page of the last saved tree.
+// pages calls f with every page that was written.
 func (t *tree) pages(f func(page int64)) {
-	for _, l := range t.leaves {
-		if l.ref.page >= 0 {
-			f(l.ref.page)
-		}
+	if t.root.page >= 0 {
+		f(t.root.page)
 	}
 	for _, nodes := range t.levels {
 		for _, n := range nodes {
-			if n.ref.page >= 0 {
-				f(n.ref.page)
+			for i := range n.refs {
+				if n.refs[i].page >= 0 {
+					f(n.refs[i].page)
+				}
 			}
 		}
 	}

@@ -193,34 +193,21 @@ func (s *served) entries(m *wire.Fetch) (wire.Message, error) {
 	return toWire(es, m.To), nil
 }
 
-// list pages through the chunks that changed above a seq. Pages without one
-// are skipped here.
+// list pages through the chunks that changed above a seq.
 func (s *served) list(m *wire.List) (wire.Message, error) {
 	limit := min(int(m.Max), wire.MaxChunkRefs)
 	if limit <= 0 {
 		return nil, holdfast.Errorf(holdfast.ErrInvalid, "a list of at most %d chunks", m.Max)
 	}
-	out := &wire.Chunks{}
-	after := m.From - 1
-	for {
-		refs, err := s.log.Chunks(after, limit)
-		if err != nil {
-			return nil, err
-		}
-		for _, r := range refs {
-			if r.LastSeq > m.Above || m.Above == 0 {
-				if len(out.Refs) == limit {
-					out.More = true
-					return out, nil
-				}
-				out.Refs = append(out.Refs, wire.ChunkRef{Index: r.Index, LastSeq: r.LastSeq})
-			}
-			after = r.Index
-		}
-		if len(refs) < limit {
-			return out, nil
-		}
+	refs, err := s.log.Chunks(m.Above, m.From-1, limit+1)
+	if err != nil {
+		return nil, err
 	}
+	out := &wire.Chunks{More: len(refs) > limit}
+	for _, r := range refs[:min(len(refs), limit)] {
+		out.Refs = append(out.Refs, wire.ChunkRef{Index: r.Index, LastSeq: r.LastSeq})
+	}
+	return out, nil
 }
 
 // directRead is a read in process: the caller samples into its own memory.
