@@ -30,7 +30,7 @@ type replicaLog interface {
 	// MarkWhole durably ends what Rebase began, after everything installed and
 	// appended before.
 	MarkWhole() error
-	Chunks(after int64, max int) ([]disk.ChunkRef, error)
+	Chunks(seq holdfast.Seq, after int64, max int) ([]disk.ChunkRef, error)
 	ReadChunk(index int64) (disk.Chunk, error)
 	InstallChunk(c disk.Chunk) error
 	// Space promised to entries to come, in chunks.
