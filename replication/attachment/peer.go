@@ -335,7 +335,7 @@ func (s *segment) take(c *conn, h wire.Header, m wire.Message) {
 		s.stepLocked(coordinator.Refused{Replica: id, Conn: n, Fence: m.Accepted})
 	case *wire.Opened:
 		c.replay = s.window.last()
-		s.stepLocked(coordinator.Opened{Replica: id, Conn: n, Tail: m.Tail, Dur: m.Durable, Credit: int64(m.Credit)})
+		s.stepLocked(coordinator.Opened{Replica: id, Conn: n, Tail: m.Tail, Dur: m.Durable, Held: m.Held, Credit: int64(m.Credit)})
 	case *wire.WholeDone:
 		s.stepLocked(coordinator.WholeOK{Replica: id, Conn: n, Dur: m.Durable})
 	case *wire.Damaged:

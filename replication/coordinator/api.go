@@ -146,11 +146,13 @@ type (
 		Conn    Conn
 		Fence   holdfast.Epoch
 	}
-	// Opened is the answer to SendOpen and SendJoin.
+	// Opened is the answer to SendOpen and SendJoin. Held, of a join, is the seq
+	// up to which its chunks are whole: what it had applied when it dropped its log.
 	Opened struct {
 		Replica   holdfast.ReplicaID
 		Conn      Conn
 		Tail, Dur holdfast.Seq
+		Held      holdfast.Seq
 		Credit    int64 // as in Acked
 	}
 	// Acked: every entry up to Tail was received (cumulative). Entries behind

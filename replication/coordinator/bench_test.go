@@ -21,7 +21,7 @@ func activeCore(b *testing.B) *Core {
 		c.Step(0, FenceOK{r.ID, Conn(i + 1), 3, Status{Fence: 3, Intact: true}})
 	}
 	for i, r := range o.Replicas {
-		c.Step(0, Opened{r.ID, Conn(i + 1), 0, 0, Unlimited})
+		c.Step(0, Opened{r.ID, Conn(i + 1), 0, 0, 0, Unlimited})
 	}
 	c.Step(0, Proposed{ID: 1, Outcome: OutcomeApplied, ISRVersion: 2})
 	if c.State().Phase != PhaseActive {

@@ -149,7 +149,7 @@ func TestCreditCovers(t *testing.T) {
 		}
 		for _, m := range members {
 			m.raise(int64(rapid.IntRange(0, 3).Draw(t, "first credit")))
-			step(Opened{m.id, m.conn, 0, 0, m.credit})
+			step(Opened{m.id, m.conn, 0, 0, 0, m.credit})
 		}
 		settle()
 		if c.State().Phase != PhaseActive {

@@ -195,7 +195,7 @@ func (h *history) do(line string) []string {
 		if kv["dur"] != "" {
 			dur = key("dur")
 		}
-		ev = Opened{r, conn, holdfast.Seq(n(2)), holdfast.Seq(dur), credit()}
+		ev = Opened{r, conn, holdfast.Seq(n(2)), holdfast.Seq(dur), holdfast.Seq(key("held")), credit()}
 	case "ack":
 		ev = Acked{r, conn, holdfast.Seq(n(2)), credit()}
 	case "afforded":

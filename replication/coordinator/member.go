@@ -100,6 +100,7 @@ type member struct {
 	rounds    int
 	joining   bool // opened by JOIN, not whole yet
 	joinAt    holdfast.Seq
+	held      holdfast.Seq // its chunks are those of the history up to here
 	maxAsOf   holdfast.Seq
 	wholeSent bool
 	copyRetry time.Duration
@@ -243,7 +244,7 @@ func (c *Core) forget(m *member) {
 	m.pinged, m.pong, m.promised = 0, 0, 0
 	m.intactSent, m.confirmed, m.tooShort = false, false, false
 	m.pinned, m.joining, m.copied, m.wholeSent = false, false, false, false
-	m.rounds, m.maxAsOf = 0, 0
+	m.rounds, m.maxAsOf, m.held = 0, 0, 0
 	m.credit.asked = 0
 	c.readsFromLost(m)
 	if c.phase == PhaseFencing && m.answered && m.status.Intact {

@@ -204,7 +204,7 @@ func TestMadhouse(t *testing.T) {
 				if c == m.conns[n] && c != 0 && m.c.member(r).link == linkOpening && cut == m.c.member(r).cut {
 					m.acks[n] = cut
 				}
-				m.step(Opened{r, c, cut, cut, credit()})
+				m.step(Opened{r, c, cut, cut, 0, credit()})
 			case 9, 10, 11:
 				if c == m.conns[n] && c != 0 {
 					m.acks[n] = max(m.acks[n], seq)

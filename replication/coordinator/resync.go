@@ -120,6 +120,7 @@ func (c *Core) onOpened(m *member, e Opened) {
 		m.link = linkOpened
 	case m.joining:
 		m.link, m.sent = linkStreaming, e.Tail
+		m.held = m.heldOf(e.Held)
 	case e.Tail+1 >= c.win.first:
 		c.notice(NoticeReplay, m, false, "replay from %d to %d", e.Tail+1, c.win.last)
 		m.link, m.sent = linkStreaming, e.Tail
@@ -241,19 +242,24 @@ func (c *Core) progressJoin(m *member) {
 		if src := c.chunkSource(m); src != nil {
 			c.copies++
 			m.copy, m.copyLog, m.source = c.copies, false, src
-			after := m.status.Applied
-			if m.status.Syncing {
-				after = m.status.Held
-			}
-			if m.status.Lost > 0 {
-				after = min(after, m.status.Lost-1)
-			}
-			if m.fromZero || m.status.Damaged {
-				after = 0
-			}
-			c.do(StartCopy{Copy: m.copy, Epoch: c.opt.Epoch, Source: src.ID, Target: m.ID, SourceConn: src.conn, TargetConn: m.conn, After: after, At: m.joinAt})
+			c.do(StartCopy{Copy: m.copy, Epoch: c.opt.Epoch, Source: src.ID, Target: m.ID, SourceConn: src.conn, TargetConn: m.conn, After: m.held, At: m.joinAt})
 		}
 	}
+}
+
+// heldOf returns the seq up to which the chunks of a member that joined are those
+// of the history, whichever member the others come from. It told that they hold
+// its own log up to told. That log was one with the history up to there: chunks
+// take no more than was committed (R9), what is committed is in the log of every
+// member that S can be taken from, so no later epoch starts below it, and a
+// salvage, which may, leaves no copy that it would have to cut (decision 0008). So
+// told is at most the effective tail. A member of which that is not true holds
+// something else, or counts as empty since its epoch was pruned: it gets everything.
+func (m *member) heldOf(told holdfast.Seq) holdfast.Seq {
+	if m.fromZero || m.status.Damaged || told > m.eff {
+		return 0
+	}
+	return told
 }
 
 func (c *Core) onCopied(e Copied) {

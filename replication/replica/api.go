@@ -41,8 +41,8 @@ type Status struct {
 	// copy (JOIN) may continue it, its tail proves nothing. Set durably by
 	// LogRebase, cleared durably by LogWhole.
 	Syncing bool
-	// Held is, while Syncing, the seq up to which the base was whole before
-	// the first rebase: a copy brings the chunks changed after it.
+	// Held is, while Syncing, the seq up to which the base was whole when the
+	// first rebase dropped the log: a copy brings the chunks changed after it.
 	Held holdfast.Seq
 	// Damaged: a record within the durable part is unreadable; such a copy
 	// is never a source and never continues by itself.
@@ -175,8 +175,12 @@ type (
 
 	// Fenced answers LogFence.
 	Fenced struct{ Err error }
-	// Opened answers LogTruncate and LogRebase.
-	Opened struct{ Err error }
+	// Opened answers LogTruncate and LogRebase. Held, of a LogRebase, is the seq
+	// up to which the base held the log's entries when the log was dropped.
+	Opened struct {
+		Held holdfast.Seq
+		Err  error
+	}
 	// Appended answers LogAppend. An ErrIntegrity means that a payload did
 	// not match its checksum and nothing of the batch was logged; any other
 	// error is the end of this copy for this process life (R12).
@@ -239,9 +243,9 @@ type (
 	LogTruncate struct{ To holdfast.Seq }
 	// LogRebase durably drops the log, sets tail = To, TailEpoch = Epoch,
 	// Syncing and, if it was not yet Syncing, Held, and keeps the base; then
-	// answers Opened. The log to be dropped has been cut to what this copy
-	// holds of the true history: entries up to Commit may be applied first,
-	// and Held is the base's applied seq after that.
+	// answers Opened. What R9 lets the base take should be applied first: the log
+	// is lost, and what the base lacks of it has to be copied. Held is the base's
+	// applied seq after that.
 	LogRebase struct {
 		Epoch holdfast.Epoch
 		To    holdfast.Seq
@@ -310,11 +314,13 @@ type (
 		Conn  Conn
 		Fence holdfast.Epoch
 	}
-	// SendOpened answers Open and Join: the log ends at Tail, durable at Dur.
+	// SendOpened answers Open and Join: the log ends at Tail, durable at Dur. Held
+	// answers a Join: that of Status.
 	SendOpened struct {
 		Conn      Conn
 		Epoch     holdfast.Epoch
 		Tail, Dur holdfast.Seq
+		Held      holdfast.Seq
 	}
 	// SendAck acknowledges every entry up to Tail as received. Only the last
 	// of several waiting acks of one connection needs to be sent.

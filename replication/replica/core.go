@@ -114,7 +114,6 @@ type openWork struct {
 	session uint64
 	rebase  bool
 	to      holdfast.Seq
-	held    holdfast.Seq // rebase: what the base held whole when it began
 }
 
 type installing struct {

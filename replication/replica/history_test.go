@@ -198,7 +198,7 @@ func (h *history) do(line string) []string {
 	case "fenced":
 		ev = Fenced{err}
 	case "opened":
-		ev = Opened{err}
+		ev = Opened{holdfast.Seq(key("held")), err}
 	case "appended":
 		ev = Appended{Batch(n(0)), err}
 	case "synced":
@@ -279,7 +279,11 @@ func word(a Action) string {
 	case SendRefused:
 		return fmt.Sprintf("#%d REFUSED by %d", a.Conn, a.Fence)
 	case SendOpened:
-		return fmt.Sprintf("#%d OPENED tail %d dur %d", a.Conn, a.Tail, a.Dur)
+		out := fmt.Sprintf("#%d OPENED tail %d dur %d", a.Conn, a.Tail, a.Dur)
+		if a.Held > 0 {
+			out += fmt.Sprintf(" held %d", a.Held)
+		}
+		return out
 	case SendAck:
 		return fmt.Sprintf("#%d ACK %d", a.Conn, a.Tail)
 	case SendFlushed:

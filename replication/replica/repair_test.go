@@ -85,7 +85,7 @@ func TestLostIsTold(t *testing.T) {
 			c.Step(Fence{Conn: 2, Epoch: 8})
 			c.Step(Fenced{})
 			c.Step(Join{Conn: 2, Epoch: 8, At: 9})
-			c.Step(Opened{})
+			c.Step(Opened{Held: 5})
 			if got := c.Status().Held; got != 4 {
 				t.Errorf("whole up to %d, want 4", got)
 			}

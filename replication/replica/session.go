@@ -120,10 +120,7 @@ func (c *Core) open(conn Conn, epoch holdfast.Epoch, isr holdfast.ISRVersion, w 
 	switch {
 	case w.rebase:
 		c.other++
-		c.opening.held, c.rebasing = c.st.Applied, true
-		if c.st.Lost > 0 {
-			c.opening.held = min(c.opening.held, c.st.Lost-1) // the base is not whole beyond
-		}
+		c.rebasing = true
 		c.do(LogRebase{Epoch: epoch, To: w.to})
 	case w.to < c.st.Tail:
 		c.other++
@@ -146,7 +143,10 @@ func (c *Core) opened(e Opened) {
 	w := c.opening
 	if w.rebase {
 		if !c.st.Syncing {
-			c.st.Held = w.held
+			c.st.Held = e.Held
+			if c.st.Lost > 0 {
+				c.st.Held = min(c.st.Held, c.st.Lost-1) // the base is not whole beyond
+			}
 		}
 		c.st.Syncing, c.st.Intact, c.st.Lost = true, false, 0
 		c.st.Tail, c.st.Dur = w.to, w.to
@@ -187,5 +187,5 @@ func (c *Core) cut(to holdfast.Seq) {
 func (c *Core) openDone() {
 	c.sess.joined, c.sess.joinAt = c.opening.rebase, c.opening.to
 	c.move(stepOpen)
-	c.do(SendOpened{Conn: c.sess.conn, Epoch: c.sess.epoch, Tail: c.st.Tail, Dur: c.st.Dur})
+	c.do(SendOpened{Conn: c.sess.conn, Epoch: c.sess.epoch, Tail: c.st.Tail, Dur: c.st.Dur, Held: c.st.Held})
 }

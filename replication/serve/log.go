@@ -24,7 +24,8 @@ type replicaLog interface {
 	DeclareIntact(epoch holdfast.Epoch) error
 	SetHint(epoch holdfast.Epoch, v holdfast.ISRVersion) error
 	Entries(from holdfast.Seq, maxBytes int) ([]disk.Entry, error)
-	Rebase(epoch holdfast.Epoch, seq holdfast.Seq) error
+	// Rebase drops the log, once the chunks hold what of it they may, up to held.
+	Rebase(ctx context.Context, epoch holdfast.Epoch, seq holdfast.Seq) (held holdfast.Seq, err error)
 	// Syncing: a Rebase dropped the log, and MarkWhole did not follow yet.
 	Syncing() bool
 	// MarkWhole durably ends what Rebase began, after everything installed and
@@ -245,12 +246,20 @@ func (l *diskLog) set(epoch holdfast.Epoch, hint uint64) error {
 	return nil
 }
 
-// Rebase marks first: its record is durable before the log is gone.
-func (l *diskLog) Rebase(epoch holdfast.Epoch, seq holdfast.Seq) error {
-	if err := l.mark(true); err != nil {
-		return err
+// Rebase applies first what it may of a log that the chunks follow without a gap:
+// after a restart they are those of the last checkpoint, and what is dropped
+// unapplied has to be copied. Then it marks: that record is durable before the log
+// is gone.
+func (l *diskLog) Rebase(ctx context.Context, epoch holdfast.Epoch, seq holdfast.Seq) (held holdfast.Seq, err error) {
+	if !l.Syncing() {
+		// An error costs no more than a larger copy; a disk that failed says so below.
+		_, _ = l.Apply(ctx, ^holdfast.Seq(0))
 	}
-	return l.Replica.Rebase(epoch, seq)
+	held = l.Status().Applied
+	if err := l.mark(true); err != nil {
+		return 0, err
+	}
+	return held, l.Replica.Rebase(epoch, seq)
 }
 
 // MarkWhole clears the mark once everything before is durable.

@@ -230,7 +230,7 @@ func (s *served) do(a replica.Action) {
 	case replica.SendRefused:
 		s.send(a.Conn, 0, 0, &wire.Refused{Accepted: a.Fence})
 	case replica.SendOpened:
-		s.send(a.Conn, a.Epoch, 0, &wire.Opened{Tail: a.Tail, Durable: a.Dur, Credit: s.credit()})
+		s.send(a.Conn, a.Epoch, 0, &wire.Opened{Tail: a.Tail, Durable: a.Dur, Credit: s.credit(), Held: a.Held})
 	case replica.SendWhole:
 		s.copies = false
 		s.send(a.Conn, a.Epoch, 0, &wire.WholeDone{Durable: a.Dur})

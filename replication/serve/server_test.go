@@ -665,12 +665,17 @@ func TestFillingMark(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
+	rebase := func(epoch holdfast.Epoch, to holdfast.Seq) {
+		t.Helper()
+		_, err := l.Rebase(t.Context(), epoch, to)
+		must(err)
+	}
 	must(l.SetHint(5, 3))
 	check("hint", false, 5, 3)
 	for range 3 {
-		must(l.Rebase(5, 10))
+		rebase(5, 10)
 		check("rebased", true, 5, 3)
-		must(l.Rebase(5, 10))
+		rebase(5, 10)
 		check("rebased again", true, 5, 3)
 		must(l.SetHint(5, 2)) // lower: nothing
 		check("a lower hint", true, 5, 3)
@@ -678,10 +683,10 @@ func TestFillingMark(t *testing.T) {
 		check("whole", false, 5, 3)
 		must(l.MarkWhole())
 	}
-	must(l.Rebase(5, 10))
+	rebase(5, 10)
 	must(l.SetHint(6, 1))
 	check("a higher hint", true, 6, 1)
-	must(l.Rebase(5, 11))
+	rebase(5, 11)
 	fs := n.fs.Crash(3) // as durable as the rebase
 	d, err := disk.Open(t.Context(), fs, diskPath, disk.Options{})
 	must(err)
@@ -689,6 +694,73 @@ func TestFillingMark(t *testing.T) {
 	back, _ := d.Replica(testDesc.Replica)
 	if l := newDiskLog(back); !l.Syncing() || l.Status().Tail != 11 {
 		t.Errorf("after a crash: syncing %v, tail %d", l.Syncing(), l.Status().Tail)
+	}
+}
+
+// What a log that is dropped may have put into the chunks is there before, after a
+// restart too, and nothing else of it is (R9). A copy in the making says only once
+// what it held.
+func TestRebaseAppliesFirst(t *testing.T) {
+	fs := vfs.NewMemory(1)
+	if err := disk.Format(t.Context(), fs, diskPath, disk.FormatOptions{Cluster: testOptions.Cluster, Node: testOptions.Node, Size: 64 << 20, WALSize: disk.MinWALSize}); err != nil {
+		t.Fatal(err)
+	}
+	open := func() (*disk.Disk, *disk.Replica) {
+		d, err := disk.Open(t.Context(), fs, diskPath, disk.Options{ApplyEvery: -1})
+		if err != nil {
+			t.Fatal(err)
+		}
+		r, _ := d.Replica(testDesc.Replica)
+		return d, r
+	}
+	d, _ := open()
+	r, err := d.CreateReplica(testDesc)
+	if err == nil {
+		err = r.Fence(5)
+	}
+	block := func(s holdfast.Seq) []byte { return bytes.Repeat([]byte{byte(s)}, holdfast.BlockSize) }
+	const entries, commit = 9, 6
+	for s := holdfast.Seq(1); s <= entries && err == nil; s++ {
+		err = r.Append([]disk.Entry{{
+			Type: disk.OpWrite, Epoch: 5, Seq: s, Offset: int64(s) * holdfast.ChunkSize, Length: holdfast.BlockSize,
+			CRC: wire.BlockSums(nil, block(s)), Payload: block(s),
+		}})
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.SetCommit(commit - 2)
+	if _, err := r.Apply(t.Context(), commit-2); err != nil {
+		t.Fatal(err)
+	}
+	r.SetCommit(commit)
+	if err := r.Append([]disk.Entry{{Type: disk.OpTrim, Epoch: 5, Seq: entries + 1, Commit: commit, Offset: 0, Length: holdfast.BlockSize}}); err != nil {
+		t.Fatal(err)
+	}
+	killed := fs.Restart()
+	_ = d.Close()
+	fs = killed
+	d, r = open()
+	defer d.Close()
+	if st := r.Status(); st.Applied != 0 || st.Commit != commit {
+		t.Fatalf("after the restart: applied %d, commit %d, want 0 and %d", st.Applied, st.Commit, commit)
+	}
+	l := newDiskLog(r)
+	for what, want := range []holdfast.Seq{commit, 20} { // the second time the chunks are a mixture, and the core has the first answer
+		if held, err := l.Rebase(t.Context(), 5, 20); held != want || err != nil {
+			t.Errorf("rebase %d: held %d, %v, want %d", what, held, err, want)
+		}
+	}
+	refs, err := l.Chunks(-1, 100)
+	if err != nil || len(refs) != commit {
+		t.Fatalf("%d chunks, %v, want %d", len(refs), err, commit)
+	}
+	for i, ref := range refs {
+		s := holdfast.Seq(i + 1)
+		c, err := l.ReadChunk(ref.Index)
+		if err != nil || ref.Index != int64(s) || ref.LastSeq != s || !bytes.Equal(c.Data[:holdfast.BlockSize], block(s)) {
+			t.Errorf("chunk %d: last seq %d, %v, want what entry %d wrote", ref.Index, ref.LastSeq, err, s)
+		}
 	}
 }
 

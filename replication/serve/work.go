@@ -156,10 +156,10 @@ func (s *served) change(a replica.Action) {
 	case replica.LogTruncate:
 		s.step(replica.Opened{Err: s.log.Truncate(a.To)})
 	case replica.LogRebase:
-		err := s.log.Rebase(a.Epoch, a.To)
+		held, err := s.log.Rebase(s.ctx, a.Epoch, a.To)
 		s.mu.Lock()
 		s.copies = err == nil
-		s.stepLocked(replica.Opened{Err: err})
+		s.stepLocked(replica.Opened{Held: held, Err: err})
 		s.unlock()
 		s.tellApplied()
 	case replica.LogInstall:

@@ -234,7 +234,7 @@ func (h *host) act(a replica.Action) {
 		h.later(func() replica.Event { return replica.Opened{} })
 	case replica.LogRebase:
 		d.write(record{kind: recRebase, seq: a.To, epoch: a.Epoch})
-		h.later(func() replica.Event { return replica.Opened{} })
+		h.later(func() replica.Event { return replica.Opened{Held: d.mem.st.Held} })
 	case replica.LogAppend:
 		entries := h.appends[a.Batch]
 		delete(h.appends, a.Batch)

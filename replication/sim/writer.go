@@ -183,7 +183,7 @@ func (wr *writer) receive(l *link, body any) {
 	case replica.SendRefused:
 		wr.step(coordinator.Refused{Replica: id, Conn: c, Fence: m.Fence})
 	case replica.SendOpened:
-		wr.step(coordinator.Opened{Replica: id, Conn: c, Tail: m.Tail, Dur: m.Dur, Credit: coordinator.Unlimited})
+		wr.step(coordinator.Opened{Replica: id, Conn: c, Tail: m.Tail, Dur: m.Dur, Held: m.Held, Credit: coordinator.Unlimited})
 	case replica.SendAck:
 		wr.step(coordinator.Acked{Replica: id, Conn: c, Tail: m.Tail, Credit: coordinator.Unlimited})
 	case replica.SendFlushed:

@@ -29,7 +29,7 @@ type Fenced struct {
 	Commit     holdfast.Seq
 	Applied    holdfast.Seq // the chunks hold the prefix up to here
 	Checkpoint holdfast.Seq // the log no longer holds entries up to here
-	Held       holdfast.Seq // while Syncing: the chunks were whole up to here before
+	Held       holdfast.Seq // while Syncing: the chunks were whole up to here when the log was dropped
 	Intact     bool         // nothing acknowledged can be missing (R7)
 	Syncing    bool         // being filled: the tail proves nothing
 	Damaged    bool         // an unreadable record in the durable part
@@ -144,18 +144,22 @@ func (m *Join) decodeBody(f *fields, p *Buffer) {
 type Opened struct {
 	bare
 	Tail, Durable holdfast.Seq
-	Credit        uint32 // chunks, as in Ack
+	Credit        uint32       // chunks, as in Ack
+	Held          holdfast.Seq // of a Join: that of Fenced, after it
 }
 
 // Type implements Message.
 func (*Opened) Type() Type { return TypeOpened }
 
-func (m *Opened) appendBody(b []byte) []byte { return putU32(putSeqs(b, m.Tail, m.Durable), m.Credit) }
+func (m *Opened) appendBody(b []byte) []byte {
+	return putU64(putU32(putSeqs(b, m.Tail, m.Durable), m.Credit), uint64(m.Held))
+}
 
 func (m *Opened) decodeBody(f *fields, p *Buffer) {
 	m.noPayload(f, p)
 	m.Tail, m.Durable = f.seqs()
 	m.Credit = f.u32()
+	m.Held = holdfast.Seq(f.u64())
 }
 
 // Intact tells a copy that it holds everything it ever acknowledged; it

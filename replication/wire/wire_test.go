@@ -58,7 +58,7 @@ func samples() []Message {
 		&Refused{Accepted: 8},
 		&Open{Start: 40, ISRVersion: 5},
 		&Join{At: 44, ISRVersion: 5},
-		&Opened{Tail: 40, Durable: 39, Credit: 1024},
+		&Opened{Tail: 40, Durable: 39, Credit: 1024, Held: 38},
 		&Append{Commit: 38, Entries: entries},
 		&Ack{Tail: 44, Credit: 1023},
 		&Flush{},
