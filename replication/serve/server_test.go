@@ -751,7 +751,7 @@ func TestRebaseAppliesFirst(t *testing.T) {
 			t.Errorf("rebase %d: held %d, %v, want %d", what, held, err, want)
 		}
 	}
-	refs, err := l.Chunks(-1, 100)
+	refs, err := l.Chunks(0, -1, 100)
 	if err != nil || len(refs) != commit {
 		t.Fatalf("%d chunks, %v, want %d", len(refs), err, commit)
 	}
