@@ -179,9 +179,10 @@ type Status struct {
 	HintEpoch   holdfast.Epoch // highest (epoch, ISR version) it was told
 	HintISR     holdfast.ISRVersion
 	Used        int64 // bytes of mapped chunks
-	// Damaged says why this replica cannot be trusted: part of its durable log
-	// is unreadable. Nil if sound. All but Fence and Sync
-	// returns this error; it is to be deleted and rebuilt from a peer.
+	// Damaged says why this replica cannot be trusted: part of its durable log,
+	// or of its map is unreadable. Nil if sound. All but Fence, Sync, SetHint and
+	// Rebase return this error; it is to begin anew, by Rebase, and be filled from
+	// a peer.
 	Damaged error
 	// BadRanges are ranges whose logged bytes were lost to corruption: they
 	// read as ErrIntegrity until overwritten. BadEntry is the first entry that

@@ -439,5 +439,5 @@ func (d *Disk) decodeState(b []byte) (*savedState, int, error) {
 
 func damagedEarlier(id holdfast.ReplicaID) error {
 	return holdfast.Errorf(holdfast.ErrIntegrity, "replica %v: part of its durable log was found unreadable in an earlier run", id).
-		WithRemedy("delete it and let it be rebuilt from a peer")
+		WithRemedy("it is filled anew from another replica while its volume is attached")
 }

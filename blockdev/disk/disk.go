@@ -212,59 +212,59 @@ func (d *Disk) DeleteReplica(id holdfast.ReplicaID) error {
 	d.mu.Unlock()
 	r.mu.Lock()
 	r.deleted = true
+	old := r.empty()
+	d.alloc.release(r.credit.Load())
+	d.alloc.needs(-r.credit.Load() * r.creditPages())
+	r.credit.Store(0)
 	r.mu.Unlock()
-	r.releaseMap()
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	d.alloc.release(int64(len(r.reserved)))
-	credit := r.credit.Swap(0)
-	d.alloc.release(credit)
-	d.alloc.needs(-credit * r.creditPages())
-	d.alloc.needs(-int64(len(r.newPages)))
-	r.newPages = map[pageKey]struct{}{}
-	for _, l := range r.tree.leaves {
-		if l.dirty.Load() {
-			d.cache.dirty.Add(-1)
-		}
-	}
-	r.reserved, r.tree, r.index = map[int64]struct{}{}, newTree(id, r.desc.Size), newLogIndex()
+	r.release(old)
 	return nil
 }
 
-// releaseMap gives the chunks and pages of a map back. Chunks of a leaf that
-// cannot be read stay taken: nothing says which they are.
-func (r *Replica) releaseMap() {
-	d, lost := r.d, int64(0)
-	free := func(l *leaf) error {
+// empty takes the replica's map and log away, and what was promised to them, and
+// returns the map. Under mu.
+func (r *Replica) empty() *tree {
+	d, old := r.d, r.tree
+	d.alloc.release(int64(len(r.reserved)))
+	d.alloc.needs(-int64(len(r.newPages)))
+	r.newPages, r.reserved = map[pageKey]struct{}{}, map[int64]struct{}{}
+	r.tree, r.index = newTree(r.desc.Replica, r.desc.Size), newLogIndex()
+	return old
+}
+
+// release gives the chunks and pages of a map back that is no replica's any more.
+// Chunks of a leaf that cannot be read stay taken until the disk is opened the
+// next time, when all others are asked. No mu may be held.
+func (r *Replica) release(t *tree) {
+	d, lost := r.d, 0
+	for next, end := int64(0), (r.desc.Size-1)/chunkSize/leafEntries+1; ; {
+		some := t.exists(0, next, end, 1)
+		if len(some) == 0 {
+			break
+		}
+		next = some[0] + 1
+		l, err := t.leaves[some[0]], error(nil)
+		if l == nil {
+			if l, err = r.readLeaf(some[0], t.ref(pageKey{0, some[0]})); err != nil {
+				lost++
+				continue
+			}
+		}
+		if l.dirty.CompareAndSwap(true, false) {
+			d.cache.dirty.Add(-1)
+		}
 		for i := range l.entries {
 			if e := &l.entries[i]; e.typ == chunkMapped {
 				d.space.move(e, &chunkEntry{})
 				d.alloc.later(e.phys)
 			}
 		}
-		return nil
-	}
-	for next, end := int64(0), (r.desc.Size/chunkSize)/leafEntries+1; ; {
-		r.mu.RLock()
-		some := r.tree.exists(0, next, end, 64)
-		r.mu.RUnlock()
-		if len(some) == 0 {
-			break
-		}
-		for _, i := range some {
-			next = i + 1
-			l, err := r.leaf(i)
-			if err != nil {
-				lost++
-				continue
-			}
-			_ = free(l)
-		}
 	}
 	if lost > 0 {
-		d.log.Error("chunks of a deleted replica stay taken: pages of its map are unreadable", "replica", r.desc.Replica.String(), "pages", lost)
+		d.space.stale.Store(true)
+		d.log.Error("chunks of a map stay taken until the disk is opened again: its pages are unreadable", "replica", r.desc.Replica.String(), "pages", lost)
 	}
-	r.tree.pages(d.alloc.laterPage)
+	t.pages(d.alloc.laterPage)
 }
 
 // control writes one control record and makes it durable.

@@ -14,9 +14,52 @@ import (
 // on return. The epoch must not be above the fence (ErrInvalid), and seq not
 // below Status().Floor (ErrRefused): a join point is at least what was committed,
 // so a lower one belongs to another history.
+//
+// A damaged replica loses its chunks too and is sound again, and empty: what it
+// held is not known.
 func (r *Replica) Rebase(epoch holdfast.Epoch, seq holdfast.Seq) error {
 	r.order.Lock()
 	defer r.order.Unlock()
+	if !r.isDamaged() {
+		if err := r.rebaseSound(epoch, seq); err == nil || !r.isDamaged() {
+			return err
+		} // found on the way
+	}
+	r.d.gate.RLock()
+	defer r.d.gate.RUnlock()
+	r.applying.Lock()
+	defer r.applying.Unlock()
+	r.mu.RLock()
+	err, fence := r.alive(), r.fence
+	r.mu.RUnlock()
+	if err == nil && epoch > fence {
+		err = holdfast.Errorf(holdfast.ErrInvalid, "epoch %d is above its fence %d", epoch, fence)
+	}
+	var old *tree
+	if err == nil {
+		err = r.change(record{typ: recRebase, flags: flagAnew, epoch: epoch, seq: seq}, true, func() { old = r.anew(epoch, seq) })
+	}
+	if err != nil {
+		return holdfast.Errorf(holdfast.KindOf(err), "begin replica %v anew at %d: %w", r.desc.Replica, seq, err)
+	}
+	r.release(old)
+	r.d.log.Warn("a damaged replica begins anew", "replica", r.desc.Replica.String(), "seq", uint64(seq))
+	return nil
+}
+
+// anew is the effect of a REBASE that drops everything; it returns the map that
+// is to be released. Under mu, or during recovery.
+func (r *Replica) anew(epoch holdfast.Epoch, seq holdfast.Seq) *tree {
+	old := r.empty()
+	r.rebase(epoch, seq)
+	r.damaged, r.intact, r.asOf = nil, false, 0
+	r.bad.clear()
+	clear(r.mapping)
+	return old
+}
+
+// rebaseSound is Rebase of a replica that is not damaged. The caller holds order.
+func (r *Replica) rebaseSound(epoch holdfast.Epoch, seq holdfast.Seq) error {
 	if err := r.catchUp(); err != nil {
 		return err
 	}

@@ -553,3 +553,116 @@ func resident(t *testing.T, what string) int64 {
 	t.Fatalf("no %s", what)
 	return 0
 }
+
+// A damaged replica begins anew by Rebase: empty, sound, and nothing of it leaks,
+// whether its log or its map was unreadable, and wherever a crash comes.
+func TestDamagedBeginsAnew(t *testing.T) {
+	for _, what := range []string{"map", "log"} {
+		t.Run(what, func(t *testing.T) {
+			fs, d := twoReplicas(t)
+			r, _ := d.Replica(testDesc(0, 0).Replica)
+			id, tail := r.Desc().Replica, r.Status().Tail
+			mustSync(t, r)
+			for q := tail + 1; q <= tail+2; q++ { // the second says that the first was durable
+				mustAppend(t, r, writeEntry(0, q, 0, 4096))
+				mustSync(t, r)
+			}
+			page, entry := r.tree.ref(pageKey{0, 0}).page, entryOf(t, d, 0, tail+1)
+			d.closeFiles()
+			fs = fs.Restart()
+			var err error
+			if what == "map" {
+				err = fs.FlipBit(testPath, d.pageOffset(page)+2000, 3)
+			} else {
+				err = fs.FlipBit(walName(testPath, int(entry.slot)), entry.pos-20, 3)
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			open := func(fs *vfs.Memory) (*Disk, *Replica) {
+				t.Helper()
+				d, err := Open(t.Context(), fs, testPath, Options{foreground: true})
+				if err != nil {
+					t.Fatal(err)
+				}
+				r, ok := d.Replica(id)
+				if !ok {
+					t.Fatal("the replica is gone")
+				}
+				return d, r
+			}
+			d, r = open(fs)
+			_ = r.ReadAt(make([]byte, blockSize), 0)
+			if r.Status().Damaged == nil {
+				t.Fatal("not damaged")
+			}
+			other, _ := d.Replica(testDesc(1, 0).Replica)
+			if err := r.Fence(3); err != nil {
+				t.Fatal(err)
+			}
+			if err := r.SetHint(3, 7); err != nil {
+				t.Fatal(err)
+			}
+			wantKind(t, r.Rebase(4, 50), holdfast.ErrInvalid)
+			var crashes []*vfs.Memory
+			fs.Before(func(vfs.Op, string) { crashes = append(crashes, fs.Crash(uint64(len(crashes)))) })
+			if err := r.Rebase(3, 50); err != nil {
+				t.Fatal(err)
+			}
+			fs.Before(nil)
+			check := func(r *Replica) {
+				t.Helper()
+				if st := r.Status(); st.Damaged != nil || st.Tail != 50 || st.Applied != 50 || st.Used != 0 || st.Intact || st.Fence != 3 || st.BadEntry != 0 {
+					t.Fatalf("begun anew: %+v", st)
+				}
+				wantRead(t, r, 0, make([]byte, 65536))
+			}
+			check(r)
+			var c Chunk
+			c.AsOf, c.LastSeq, c.Data = 50, 9, make([]byte, chunkSize)
+			copy(c.Data, pattern(9, blockSize))
+			c.State[0], c.CRC[0] = BlockData, crcsOf(c.Data[:blockSize])[0]
+			if err := r.InstallChunk(c); err != nil {
+				t.Fatal(err)
+			}
+			mustAppend(t, r, writeEntry(3, 51, 65536, 4096))
+			mustSync(t, r)
+			want := pattern(9, blockSize)
+			wantRead(t, r, 0, want)
+			for _, crash := range []bool{true, false} { // before a checkpoint, and after
+				if !crash {
+					if err := d.Close(); err != nil {
+						t.Fatal(err)
+					}
+				} else {
+					d.closeFiles()
+				}
+				fs = fs.Restart()
+				d, r = open(fs)
+				wantRead(t, r, 0, want)
+				wantRead(t, r, 65536, pattern(51, 4096))
+				if other, _ = d.Replica(testDesc(1, 0).Replica); what == "map" {
+					mustRead(t, other, 0, 4096) // a hole in the log may concern anybody
+				}
+			}
+			if err := d.Close(); err != nil { // what leaked was counted anew
+				t.Fatal(err)
+			}
+			if c, err := Check(t.Context(), fs, testPath, nil); err != nil || c.Found != 0 && what == "map" {
+				t.Fatalf("check: %v, %+v", err, c)
+			}
+			if len(crashes) == 0 {
+				t.Fatal("nothing was written")
+			}
+			for _, fs := range crashes { // damaged as before, or begun anew
+				d, r := open(fs)
+				if err := r.ReadAt(make([]byte, blockSize), 0); err == nil {
+					check(r)
+				} else if r.Status().Damaged == nil {
+					t.Fatalf("not damaged: %v", err)
+				}
+				d.closeFiles()
+			}
+		})
+	}
+}

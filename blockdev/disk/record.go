@@ -33,6 +33,7 @@ const (
 const (
 	flagBatchEnd = 1 << 0 // the next record starts on a fresh page
 	flagRelogged = 1 << 1 // the entry was logged before, and is moved to the head of the log
+	flagAnew     = 1 << 3 // a REBASE that drops the chunks too: the replica was damaged
 )
 
 const (

@@ -532,6 +532,10 @@ func (p *replay) one(f *found) error {
 			s.tail = min(s.tail, l.tail)
 		}
 	case recRebase:
+		if isNew && f.flags&flagAnew != 0 {
+			r.release(r.anew(f.epoch, f.seq))
+			s.seen = f.serial // what was lost before does not matter any more
+		}
 		clear(l.entries)
 		l.tail = r.ckpt
 		if isNew {
@@ -554,8 +558,7 @@ func (p *replay) one(f *found) error {
 		}
 	case recDelete:
 		if isNew {
-			r.deleted = true
-			r.releaseMap()
+			r.release(r.empty())
 			delete(p.saved, f.replica)
 			delete(p.logs, f.replica)
 		}
@@ -629,7 +632,7 @@ func (r *Replica) damage(format string, args ...any) {
 	}
 	why := holdfast.Errorf(holdfast.ErrIntegrity, format, args...)
 	r.damaged = holdfast.Errorf(holdfast.ErrIntegrity, "replica %v is damaged: %w", r.desc.Replica, why).
-		WithRemedy("delete it and let it be rebuilt from a peer")
+		WithRemedy("it is filled anew from another replica while its volume is attached")
 	r.d.log.Error("replica damaged", "replica", r.desc.Replica.String(), "error", why)
 }
 

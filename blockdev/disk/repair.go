@@ -71,6 +71,12 @@ func (b *badBlocks) keep(chunk int64, mask uint16) {
 	}
 }
 
+func (b *badBlocks) clear() {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	clear(b.chunks)
+}
+
 func (b *badBlocks) count() (n int64) {
 	b.mu.Lock()
 	defer b.mu.Unlock()

@@ -598,12 +598,13 @@ func (r *Replica) DeclareIntact(epoch holdfast.Epoch) error {
 func (d *Disk) mayBeIntact() bool { return d.keepsPages && d.super.flags&superFailed == 0 }
 
 // SetHint records the highest (epoch, ISR version) that this replica was told
-// of; a lower one changes nothing. Received on return, durable with the next Sync.
+// of; a lower one changes nothing. Received on return, durable with the next
+// Sync. A damaged replica takes it too.
 func (r *Replica) SetHint(epoch holdfast.Epoch, v holdfast.ISRVersion) error {
 	r.order.Lock()
 	defer r.order.Unlock()
 	r.mu.RLock()
-	err, known := r.usable(), epoch < r.hintEpoch || epoch == r.hintEpoch && v <= r.hintISR
+	err, known := r.alive(), epoch < r.hintEpoch || epoch == r.hintEpoch && v <= r.hintISR
 	r.mu.RUnlock()
 	if err != nil || known {
 		return err

@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"math/bits"
 	"sync"
+	"sync/atomic"
 
 	"github.com/holdfast-storage/holdfast"
 )
@@ -17,8 +18,9 @@ type space struct {
 	mapped []uint64
 	dirty  map[int64]struct{} // pages that changed since they were written
 
-	refs      []pageRef // guarded by gate
-	unwritten int64     // pages that no checkpoint has; guarded by gate
+	stale     atomic.Bool // it holds chunks that no map has any more
+	refs      []pageRef   // guarded by gate
+	unwritten int64       // pages that no checkpoint has; guarded by gate
 }
 
 const (
@@ -122,10 +124,17 @@ func (s *space) settled() (n int64) {
 	return n
 }
 
+// spaceStale, in the count of pages: what they say is to be found out anew.
+const spaceStale = 1 << 31
+
 // encode writes where the pages are: a count u32, and for each page number u64,
 // crc u32.
 func (s *space) encode() []byte {
-	b := binary.LittleEndian.AppendUint32(nil, uint32(len(s.refs)))
+	count := uint32(len(s.refs))
+	if s.stale.Load() {
+		count |= spaceStale
+	}
+	b := binary.LittleEndian.AppendUint32(nil, count)
 	for _, ref := range s.refs {
 		b = binary.LittleEndian.AppendUint64(b, uint64(ref.page))
 		b = binary.LittleEndian.AppendUint32(b, ref.crc)
@@ -136,7 +145,12 @@ func (s *space) encode() []byte {
 // decode reads what encode wrote and returns what follows it.
 func (s *space) decode(b []byte) ([]byte, error) {
 	bad := holdfast.Errorf(holdfast.ErrIntegrity, "the directory does not say where the pages of used chunks are")
-	if len(b) < 4 || int(binary.LittleEndian.Uint32(b)) != len(s.refs) || len(b) < 4+12*len(s.refs) {
+	if len(b) < 4 {
+		return nil, bad
+	}
+	count := binary.LittleEndian.Uint32(b)
+	s.stale.Store(count&spaceStale != 0)
+	if int(count&^spaceStale) != len(s.refs) || len(b) < 4+12*len(s.refs) {
 		return nil, bad
 	}
 	b = b[4:]
@@ -150,6 +164,9 @@ func (s *space) decode(b []byte) ([]byte, error) {
 // load reads the pages. With an error the caller asks every leaf instead, by
 // recount.
 func (s *space) load(d *Disk) (lost error) {
+	if s.stale.Load() {
+		return holdfast.Errorf(holdfast.ErrIntegrity, "chunks of a map that was unreadable count as used")
+	}
 	for i := range s.refs {
 		b, err := d.readPage(s.refs[i].page, true)
 		if err == nil && !checkPage(b, holdfast.ReplicaID{}, levelSpace, int64(i), s.refs[i].crc, d.seed) {
@@ -170,6 +187,7 @@ func (s *space) load(d *Disk) (lost error) {
 // recount finds the used chunks by reading every leaf.
 func (s *space) recount(replicas []*Replica) error {
 	clear(s.mapped)
+	s.stale.Store(false)
 	for i := range s.refs {
 		s.dirty[int64(i)] = struct{}{}
 	}
@@ -187,8 +205,11 @@ func (s *space) recount(replicas []*Replica) error {
 			}
 			return nil
 		})
-		if err != nil {
+		if err != nil && !r.isDamaged() {
 			return err
+		}
+		if err != nil { // its chunks are lost with it
+			s.stale.Store(true)
 		}
 	}
 	return nil

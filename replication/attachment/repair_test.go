@@ -527,6 +527,58 @@ func TestUnreadableLogOfTheOnlyCopy(t *testing.T) {
 	}
 }
 
+// A page of a member's map rots: what it says of its chunks is gone, so the
+// member is put out and brought back whole, from nothing.
+func TestMapPageRots(t *testing.T) {
+	c := newCluster(t, 3, 4<<20, 4<<20)
+	a := c.attach(c.hosts[0])
+	m := c.blocks(a, 64, c.hosts...)
+	h := c.hosts[1]
+	if err := h.disk.Checkpoint(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	h.kill()
+	rotten := 0
+	for off := 1 << 20; ; { // every leaf, also those that a checkpoint left behind
+		all := h.fileOf(diskPath)
+		i := bytes.Index(all[off:], []byte("HFMP"))
+		if i < 0 {
+			break
+		}
+		off += i
+		if off%4096 == 0 && all[off+24] == 0 && all[off+25] == 0 {
+			if err := h.fs.FlipBit(diskPath, int64(off)+1000, 1); err != nil {
+				t.Fatal(err)
+			}
+			rotten++
+		}
+		off += 4
+	}
+	if rotten == 0 {
+		t.Fatal("no leaf found")
+	}
+	h.start()
+	if st := h.disk.Replicas()[0].Status(); st.Damaged != nil {
+		t.Fatalf("damaged before the page was needed: %v", st.Damaged)
+	}
+	c.waitInSync(a, 3)
+	for i := range m.block(3) { // a write needs the page when it is applied
+		m.block(3)[i] = byte(m.rng.Uint32())
+	}
+	if err := a.WriteAt(t.Context(), m.block(3), 3*holdfast.BlockSize, true); err != nil {
+		t.Fatal(err)
+	}
+	c.eventually("rebuilt from nothing", a, func() bool {
+		p, err := h.own(3)
+		return err == nil && bytes.Equal(p, m.block(3)) && len(c.meta.isr(0)) == 3
+	})
+	m.verify(t, a)
+	if err := a.Detach(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	c.compare(m.data, c.hosts...)
+}
+
 // A chunk that cannot be repaired is not tried again and again.
 func TestRepairsThatFailPause(t *testing.T) {
 	c := newCluster(t, 1, 1<<20, 1<<20)

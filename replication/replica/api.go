@@ -217,6 +217,8 @@ type (
 	// that the log was recycled up to Checkpoint. Needed within 250 ms of the
 	// change while a Fetch waits or a copy runs; otherwise at leisure.
 	AppliedTo struct{ Applied, Checkpoint holdfast.Seq }
+	// Damaged tells that part of what this copy holds was found unreadable.
+	Damaged struct{}
 	// Failed tells that the disk failed (R12), at any time.
 	Failed struct{ Err error }
 )
@@ -418,6 +420,7 @@ func (Installed) replicaEvent() {}
 func (Repaired) replicaEvent()  {}
 func (WholeDone) replicaEvent() {}
 func (AppliedTo) replicaEvent() {}
+func (Damaged) replicaEvent()   {}
 func (Failed) replicaEvent()    {}
 
 func (LogFence) replicaAction()      {}

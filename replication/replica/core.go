@@ -215,6 +215,8 @@ func (c *Core) Step(ev Event) []Action {
 		c.left(e.Conn)
 	case Failed:
 		c.fail(e.Err)
+	case Damaged:
+		c.damage()
 	}
 	c.settle()
 	return c.out
@@ -298,9 +300,27 @@ func (c *Core) closed(conn Conn) {
 	}
 }
 
-// fail ends this copy for this process life (R12).
+// damage ends the session: the writer is to hear, by the next FENCE_OK, that
+// what this copy holds is not known any more.
+func (c *Core) damage() {
+	if c.failed != nil || c.st.Damaged {
+		return
+	}
+	c.st.Damaged, c.st.Intact = true, false
+	if c.sess.step != stepNone {
+		c.do(CloseConn{Conn: c.sess.conn})
+		c.leave()
+	}
+}
+
+// fail ends this copy for this process life (R12), unless all that is wrong is
+// what it holds.
 func (c *Core) fail(err error) {
 	if c.failed != nil {
+		return
+	}
+	if holdfast.KindOf(err) == holdfast.ErrIntegrity {
+		c.damage()
 		return
 	}
 	if err == nil {

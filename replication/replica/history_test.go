@@ -213,6 +213,8 @@ func (h *history) do(line string) []string {
 		ev = AppliedTo{holdfast.Seq(n(0)), holdfast.Seq(key("checkpoint"))}
 	case "failed":
 		ev = Failed{err}
+	case "damaged":
+		ev = Damaged{}
 	default:
 		h.t.Fatalf("%s: unknown command", h.line)
 	}

@@ -337,6 +337,9 @@ func (s *served) tellBad(at time.Duration) {
 func (s *served) tellApplied() {
 	st := s.log.Status()
 	s.mu.Lock()
+	if st.Damaged != nil && !s.broken {
+		s.stepLocked(replica.Damaged{})
+	}
 	if st.Applied != s.applied || st.Checkpoint != s.check {
 		s.applied, s.check = st.Applied, st.Checkpoint
 		s.stepLocked(replica.AppliedTo{Applied: st.Applied, Checkpoint: st.Checkpoint})
