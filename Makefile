@@ -12,7 +12,7 @@ BESIDE := . ./blockdev ./blockdev/blockdevtest ./blockdev/disk ./blockdev/nbd ./
 	./replication/coordinator ./replication/replica ./replication/wire ./replication/latency ./replication/serve ./replication/attachment \
 	./replication/sim ./cmd/internal/history ./cmd/internal/api ./cmd/internal/controller
 
-.PHONY: help build unit test race proofs demo sim chaos bench soak leftovers crash lint proto glossary clean
+.PHONY: help build unit test race proofs demo sim chaos bench soak leftovers crash fuzz lint proto glossary clean
 
 help: ## print the verbs
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -74,6 +74,12 @@ soak: build ## the long proofs: minutes to hours, as root
 
 crash: ## crash points of one disk: MINUTES=N as many as fit, or SEEDS=FROM-TO
 	HOLDFAST_SEEDS=$(SEEDS) HOLDFAST_CRASH_MINUTES=$(if $(SEEDS),,$(or $(MINUTES),30)) $(GO) test -count=1 -v -timeout 24h -run TestCrashes ./blockdev/disk
+
+# What a target finds stays in the build cache; a failing input is written to testdata/fuzz.
+FUZZ_SECONDS ?= 60
+FUZZ         ?= ./blockdev/disk
+fuzz: ## every fuzz target of FUZZ=./... for FUZZ_SECONDS each: WAL scanner, superblock, map pages, directory, whole disks
+	.ci/fuzz $(FUZZ_SECONDS) $(FUZZ)
 
 leftovers: ## what tests and the demo left behind; fails if there is anything
 	$(GO) run ./cmd/demo leftovers

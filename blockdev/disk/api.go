@@ -90,6 +90,9 @@ type Stat struct {
 	// MarkedFailed: an I/O error was seen in an earlier life; nothing on this
 	// disk is ever intact again.
 	MarkedFailed bool
+	// ReadOnly says why nothing of this disk may be changed, ErrUnsupported, or is
+	// nil. OpenCount is then that of the last open that could write.
+	ReadOnly error
 	// Failed is the error that ended the disk's work in this life (R12), or nil,
 	// also of a disk that was closed.
 	Failed error

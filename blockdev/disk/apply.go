@@ -56,6 +56,9 @@ func (r *Replica) isDamaged() bool {
 // settleCommits makes the commits of replicas durable in the log, so that
 // after a crash none of them can be truncated below what its chunks hold.
 func (d *Disk) settleCommits(replicas []*Replica) error {
+	if d.readOnly != nil {
+		return d.readOnly
+	}
 	var req walRequest
 	req.class = classCommit
 	type told struct {

@@ -429,6 +429,9 @@ func (d *Disk) decodeState(b []byte) (*savedState, int, error) {
 		root: pageRef{page: int64(le.Uint64(b[184:])), crc: le.Uint32(b[192:])},
 	}
 	r.asOf = holdfast.Seq(le.Uint64(b[208:]))
+	if r.ckpt > maxSeq || s.tail > maxSeq {
+		return nil, 0, bad
+	}
 	for i := range tails {
 		r.tails = append(r.tails, EpochStart{
 			holdfast.Epoch(le.Uint64(b[stateFixed+16*i:])), holdfast.Seq(le.Uint64(b[stateFixed+16*i+8:])),

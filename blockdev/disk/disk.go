@@ -55,6 +55,7 @@ type Disk struct {
 
 	repairs  repairCounters
 	stuck    atomic.Int64 // how full the log was after room was last sought in vain
+	readOnly error        // why nothing may be written, or nil; set before Open returns
 	failure  atomic.Pointer[holdfast.Error]
 	opened   atomic.Bool // Open has returned, or is about to
 	kick     chan struct{}
@@ -78,7 +79,7 @@ func (d *Disk) Stat() Stat {
 		Size: d.super.size, Capacity: d.alloc.chunks * chunkSize,
 		Used: (d.alloc.chunks - free) * chunkSize, Reserved: reserved * chunkSize,
 		WALSize: d.wal.size(), WALUsed: d.wal.used(),
-		MarkedFailed: d.super.flags&superFailed != 0,
+		MarkedFailed: d.super.flags&superFailed != 0, ReadOnly: d.super.refusesWrites(),
 	}
 	if e := d.failure.Load(); e != nil && e != errClosed {
 		s.Failed = e
@@ -335,6 +336,9 @@ func (d *Disk) background() {
 // while there still is some to move old entries to. A volume that holds more than
 // its share does so earlier, so that the others need not.
 func (d *Disk) slow(held *Replica) error {
+	if d.readOnly != nil {
+		return d.readOnly
+	}
 	used, size := d.wal.used(), d.wal.size()
 	if used > size/2 {
 		select {
@@ -387,7 +391,7 @@ func (d *Disk) end(checkpoint bool) (err error) {
 	d.closed = true
 	d.mu.Unlock()
 	close(d.stop)
-	if checkpoint && d.failed() == nil {
+	if checkpoint && d.failed() == nil && d.readOnly == nil {
 		err = d.checkpoint(nil, true)
 	}
 	// Whatever comes now, or is still under way, finds the disk closed: a write

@@ -103,27 +103,6 @@ func TestGoldenBytes(t *testing.T) {
 	golden(t, "v1-space-page.txt", page)
 }
 
-// The next version, and features that this one does not know, are refused.
-func TestNextVersionIsRefused(t *testing.T) {
-	for what, change := range map[string]func(*superblock){
-		"version":   func(s *superblock) { s.version = formatVersion + 1 },
-		"incompat":  func(s *superblock) { s.incompat = 1 << 40 },
-		"ro_compat": func(s *superblock) { s.roCompat = 1 },
-	} {
-		s := goldenSuper()
-		change(s)
-		_, err := decodeSuperblock(s.encode())
-		if holdfast.KindOf(err) != holdfast.ErrUnsupported {
-			t.Errorf("%s: got %v", what, err)
-		}
-	}
-	s := goldenSuper()
-	s.compat = 1 << 40
-	if _, err := decodeSuperblock(s.encode()); err != nil {
-		t.Errorf("an unknown compat feature: got %v", err)
-	}
-}
-
 // goldenDisk is the disk of testdata/v1.disk.gz: one replica with a checkpoint
 // and a log beyond it, after a death without Close.
 func goldenDisk(t testing.TB) *vfs.Memory {
@@ -262,6 +241,68 @@ func TestGoldenDisk(t *testing.T) {
 		wantRead(t, r, 0, want)
 		wantRead(t, r, 1<<29, make([]byte, 8192))
 	}
+}
+
+// FORMAT.md ends with the drawings that stand above the encoders.
+func TestDocDrawsTheBytes(t *testing.T) {
+	const last = "-run TestDocDrawsTheBytes -->\n"
+	b, err := os.ReadFile("FORMAT.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	head, drawn, ok := strings.Cut(string(b), last)
+	if !ok {
+		t.Fatalf("FORMAT.md has no line that ends in %q", last)
+	}
+	want := ""
+	for _, d := range []struct{ title, file, comment string }{
+		{"Superblock", "superblock.go", "superblock is the disk's identity"},
+		{"WAL record", "record.go", "record is one WAL record"},
+		{"Body of CREATE: a descriptor", "record.go", "The extra of CREATE"},
+		{"Body of CHUNK_INSTALL", "record.go", "The extra of CHUNK_INSTALL"},
+		{"Body of CKPT", "record.go", "The extra of CKPT"},
+		{"Map pages: leaf and inner", "tree.go", "The map of one replica"},
+		{"Used chunks", "space.go", "space says which chunks"},
+		{"Directory", "checkpoint.go", "The directory is the places"},
+		{"Places of the pages of used chunks", "space.go", "encode writes where the pages are"},
+		{"State of a replica in the directory", "checkpoint.go", "encodeState writes a replica's state"},
+	} {
+		want += "\n## " + d.title + "\n\n" + drawing(t, d.file, d.comment)
+	}
+	if drawn == want {
+		return
+	}
+	if os.Getenv("HOLDFAST_GOLDEN") == "write" {
+		if err := os.WriteFile("FORMAT.md", []byte(head+last+want), 0o644); err != nil { //nolint:gosec // a document
+			t.Fatal(err)
+		}
+		return
+	}
+	t.Error("FORMAT.md does not end with what stands above the encoders: run HOLDFAST_GOLDEN=write go test ./blockdev/disk -run TestDocDrawsTheBytes")
+}
+
+// drawing returns the comment of a source file that begins so, as text.
+func drawing(t *testing.T, file, begins string) string {
+	t.Helper()
+	b, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, rest, ok := strings.Cut(string(b), "\n// "+begins)
+	if !ok {
+		t.Fatalf("%s has no comment that begins with %q", file, begins)
+	}
+	out := begins
+	for line := range strings.Lines(rest) {
+		if out != begins {
+			if !strings.HasPrefix(line, "//") {
+				break
+			}
+			line = strings.TrimPrefix(strings.TrimPrefix(line, "//"), " ")
+		}
+		out += strings.ReplaceAll(line, "\t", "    ")
+	}
+	return out
 }
 
 func TestDocDrawsTheVersion(t *testing.T) {

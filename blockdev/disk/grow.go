@@ -160,6 +160,9 @@ func (r *Replica) Reserve(want int64) (granted int64, err error) {
 	if want < 0 {
 		return 0, holdfast.Errorf(holdfast.ErrInvalid, "reserve %d bytes for replica %v", want, r.desc.Replica)
 	}
+	if r.d.readOnly != nil {
+		return 0, r.d.readOnly
+	}
 	r.order.Lock()
 	defer r.order.Unlock()
 	chunks := (min(want, r.d.alloc.chunks*chunkSize) + chunkSize - 1) / chunkSize

@@ -1,10 +1,6 @@
 package disk
 
 import (
-	"errors"
-	"os"
-	"os/exec"
-	"strings"
 	"syscall"
 	"testing"
 
@@ -203,44 +199,4 @@ func TestAllocateRefused(t *testing.T) {
 	fs.Inject(vfs.Fault{Op: vfs.OpAllocate, Err: syscall.EIO})
 	_, err := Open(t.Context(), fs, testPath, Options{foreground: true})
 	wantKind(t, err, holdfast.ErrIO)
-}
-
-// TestRootFullHost is TestFullHost on a small ext4 that really runs full.
-func TestRootFullHost(t *testing.T) {
-	for _, tool := range []string{"mkfs.ext4", "mount", "umount"} {
-		if _, err := exec.LookPath(tool); err != nil {
-			t.Skip(err)
-		}
-	}
-	dev := loopDevice(t, 48<<20)
-	run := func(args ...string) {
-		t.Helper()
-		if out, err := exec.Command(args[0], args[1:]...).CombinedOutput(); err != nil {
-			t.Fatalf("%s: %v: %s", strings.Join(args, " "), err, out)
-		}
-	}
-	run("mkfs.ext4", "-q", "-m", "0", dev)
-	dir := t.TempDir()
-	run("mount", dev, dir)
-	t.Cleanup(func() { run("umount", dir) })
-	path := dir + "/image"
-	o := smallFormat()
-	o.Size = 256 << 20 // far more than there is
-	mustFormat(t, vfs.OS{}, path, o)
-	d := mustOpen(t, vfs.OS{}, path)
-	r := mustCreate(t, d, 1, 1<<30)
-	full := fillUp(t, r)
-	// Somebody takes the rest, to the last block.
-	f, err := os.Create(dir + "/other")
-	if err != nil {
-		t.Fatal(err)
-	}
-	for err = nil; err == nil; {
-		_, err = f.Write(make([]byte, 4096))
-	}
-	_ = f.Close()
-	if !errors.Is(err, syscall.ENOSPC) {
-		t.Fatal(err)
-	}
-	useFull(t, d, r, full, func() *Disk { return mustOpen(t, vfs.OS{}, path) })
 }

@@ -18,6 +18,9 @@ import (
 // A damaged replica loses its chunks too and is sound again, and empty: what it
 // held is not known.
 func (r *Replica) Rebase(epoch holdfast.Epoch, seq holdfast.Seq) error {
+	if seq > maxSeq {
+		return holdfast.Errorf(holdfast.ErrInvalid, "rebase replica %v to %d: no log is so long", r.desc.Replica, seq)
+	}
 	r.order.Lock()
 	defer r.order.Unlock()
 	if !r.isDamaged() {
@@ -149,6 +152,9 @@ func (r *Replica) Chunks(seq holdfast.Seq, after int64, max int) ([]ChunkRef, er
 // catchUp applies what chunks may hold already from before the last crash, so
 // that the map says what is in them.
 func (r *Replica) catchUp() error {
+	if r.d.readOnly != nil {
+		return r.d.readOnly
+	}
 	r.mu.RLock()
 	behind, floor := r.applied < r.floor, r.floor
 	r.mu.RUnlock()

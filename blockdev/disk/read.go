@@ -78,6 +78,9 @@ func (r *Replica) ReadAt(p []byte, off int64) error {
 // lookup finds the newest bytes of a block; false if the leaf of its chunk must
 // be read first. Under mu.
 func (r *Replica) lookup(block int64) (source, bool) {
+	if src, ok := r.lookupInstalled(block); ok {
+		return src, true
+	}
 	c, ok := r.tree.get(block / blocksPerChunk)
 	if !ok {
 		return source{}, false

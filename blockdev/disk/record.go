@@ -153,7 +153,8 @@ func decodeHead(b []byte, seed uint32) (r record, ok bool) {
 		payloadLen: int64(le.Uint32(b[100:])), headLen: head,
 	}
 	if n > holdfast.MaxOpSize/holdfast.BlockSize || r.payloadLen != n*holdfast.BlockSize || extra > maxExtra ||
-		(recordFixed+4*n+extra+7)&^7 != head || r.off < 0 || r.length < 0 || r.serial == 0 {
+		(recordFixed+4*n+extra+7)&^7 != head || r.off < 0 || r.length < 0 ||
+		r.serial == 0 || r.serial > maxSerial || r.durable >= r.serial {
 		return r, false
 	}
 	if n > 0 {
@@ -216,9 +217,14 @@ func decodeDesc(id holdfast.ReplicaID, b []byte) (ReplicaDesc, bool) {
 // metaWidth is the width of the per-block metadata in version 1: the crc.
 const metaWidth = 4
 
-// The extra of CHUNK_INSTALL, 24 bytes: lastSeq, asOf, and 16 states of 4 bits,
-// block 0 in the low bits. Its range is the chunk; crc and payload hold the
-// blocks of state data alone, in order.
+// The extra of CHUNK_INSTALL, 24 bytes:
+//
+//	 0  8  lastSeq
+//	 8  8  asOf
+//	16  8  state[16], 4 bits each, block 0 in the low bits
+//
+// Its range is the chunk; crc and payload hold the blocks of state data alone, in
+// order.
 const installSize = 24
 
 func encodeInstall(c *Chunk) []byte {
@@ -272,10 +278,14 @@ func unpackStates(v uint64, s *[holdfast.BlocksPerChunk]BlockState) bool {
 	return true
 }
 
-// The extra of CKPT, 40 bytes: the page of the directory's first page, its
-// crc, zero, the walSerial from which on records must be replayed, the
-// walSerial up to which births and deaths of replicas are in the directory,
-// and the number of replicas in it.
+// The extra of CKPT, 40 bytes:
+//
+//	 0  8  number of the directory's first page; -1: no replica, no directory
+//	 8  4  its crc
+//	12  4  zero
+//	16  8  walSerial from which on records must be replayed
+//	24  8  walSerial up to which births and deaths of replicas are in the directory
+//	32  8  number of replicas in it
 const ckptSize = 40
 
 type ckptBody struct {

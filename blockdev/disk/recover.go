@@ -16,7 +16,9 @@ import (
 // rebuilds every replica as of what the medium holds, and raises the open
 // count, durably, before it returns. ErrRefused if another process has the
 // disk; ErrUnsupported if a newer program wrote it; ErrIntegrity if
-// superblock, last checkpoint or map cannot be trusted. Damage to the log that
+// superblock, last checkpoint or map cannot be trusted. A disk that a newer
+// program made such that this one may read and not write is opened for reading
+// alone (Stat.ReadOnly): what would change it returns ErrUnsupported. Damage to the log that
 // can be told apart from a crash damages replicas, not the disk: see
 // Status.Damaged and Status.BadRanges.
 func Open(ctx context.Context, fs vfs.FS, path string, o Options) (*Disk, error) {
@@ -36,7 +38,7 @@ func Open(ctx context.Context, fs vfs.FS, path string, o Options) (*Disk, error)
 		return nil, holdfast.Errorf(holdfast.KindOf(err), "open disk %s: %w", path, err)
 	}
 	d.opened.Store(true)
-	if !o.foreground {
+	if !o.foreground && d.readOnly == nil {
 		d.wg.Go(d.background)
 	}
 	return d, nil
@@ -50,8 +52,10 @@ func (d *Disk) open(ctx context.Context) error {
 	d.seed = seedOf(s.disk)
 	d.alloc = newAllocator(s.chunks)
 	d.makeMaps()
-	s.openCount++
-	d.wal.open, d.wal.seed = uint64(s.openCount), d.seed
+	d.wal.seed = d.seed
+	if why := s.refusesWrites(); why != nil {
+		return d.openReadOnly(ctx, why)
+	}
 	d.wal.reserve = min(4<<20, d.wal.size()/8)
 	d.wal.fail, d.wal.forget = d.fail, d.forget
 
@@ -75,7 +79,9 @@ func (d *Disk) open(ctx context.Context) error {
 		return err
 	}
 	// Durable before anybody hears of this open.
+	s.openCount++
 	s.bootID, s.walDurable = d.bootID, d.wal.serial
+	d.wal.open = uint64(s.openCount)
 	if err := writeSuperblock(d.main, s); err != nil {
 		return d.fail(err)
 	}
@@ -222,6 +228,13 @@ func (d *Disk) scan(ctx context.Context) (*scannedLog, error) {
 		}
 		all = append(all, scanSlot(buf, int32(i), d.seed)...)
 	}
+	for i := range all {
+		// An open is durable in the superblock before it writes to the log.
+		if f := &all[i]; f.open > uint64(d.super.openCount) {
+			return nil, holdfast.Errorf(holdfast.ErrIntegrity, "the superblock is older than the log: it knows of %d opens, and record %d is of open %d; a write of it was lost, or it was put back to an earlier state",
+				d.super.openCount, f.serial, f.open)
+		}
+	}
 	return assemble(all, d.super.walDurable), nil
 }
 
@@ -362,6 +375,9 @@ func (d *Disk) rebuild(log *scannedLog) error {
 	}
 	if d.opts.checking {
 		return nil // installs would be written; scan has compared them with their checksums
+	}
+	if d.readOnly != nil {
+		return p.overlay()
 	}
 	if err := d.ground(installs); err != nil {
 		return err
@@ -515,7 +531,7 @@ func (p *replay) one(f *found) error {
 	switch f.typ {
 	case recWrite, recZero, recTrim:
 		if f.off%blockSize != 0 || f.length%blockSize != 0 || f.length <= 0 || f.length > r.desc.Size || f.off > r.desc.Size-f.length ||
-			f.typ == recWrite && f.length != f.payloadLen {
+			f.typ == recWrite && f.length != f.payloadLen || f.seq > maxSeq {
 			return holdfast.Errorf(holdfast.ErrIntegrity, "entry %d of replica %v in the log contradicts itself", f.seq, f.replica)
 		}
 		l.entries[f.seq] = &logEntry{
@@ -524,14 +540,15 @@ func (p *replay) one(f *found) error {
 		}
 		l.tail = max(l.tail, f.seq)
 	case recTrunc:
-		for s := l.tail; s > f.seq && s > r.ckpt; s-- {
-			delete(l.entries, s)
-		}
+		l.cut(max(f.seq, r.ckpt))
 		l.tail = max(min(l.tail, f.seq), r.ckpt)
 		if isNew {
 			s.tail = min(s.tail, l.tail)
 		}
 	case recRebase:
+		if f.seq > maxSeq {
+			return holdfast.Errorf(holdfast.ErrIntegrity, "a rebase of replica %v to entry %d in the log contradicts itself", f.replica, f.seq)
+		}
 		if isNew && f.flags&flagAnew != 0 {
 			r.release(r.anew(f.epoch, f.seq))
 			s.seen = f.serial // what was lost before does not matter any more
@@ -567,6 +584,22 @@ func (p *replay) one(f *found) error {
 		return holdfast.Errorf(holdfast.ErrUnsupported, "the log holds records of type %d, which this program does not know", f.typ)
 	}
 	return nil
+}
+
+// cut drops the entries above to: one by one, or, where the log cannot have so many
+// as its tail says, by a look at each.
+func (l *foundLog) cut(to holdfast.Seq) {
+	if l.tail > to && l.tail-to > holdfast.Seq(len(l.entries)) {
+		for s := range l.entries {
+			if s > to {
+				delete(l.entries, s)
+			}
+		}
+		return
+	}
+	for s := l.tail; s > to; s-- {
+		delete(l.entries, s)
+	}
 }
 
 // finish gives a replica its log and promises it chunks.

@@ -176,6 +176,9 @@ type treatment struct {
 // repairInPlace writes the blocks that it can in their place. Where c lacks a
 // block that is good here, it is completed.
 func (r *Replica) repairInPlace(c *Chunk) (treatment, error) {
+	if r.d.readOnly != nil {
+		return treatment{}, r.d.readOnly
+	}
 	r.d.gate.RLock()
 	defer r.d.gate.RUnlock()
 	r.applying.Lock()

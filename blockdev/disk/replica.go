@@ -55,6 +55,8 @@ type Replica struct {
 	submitting bool
 	submitLow  uint64
 
+	installed map[int64]*installedChunk // on a disk that is not written to; nil else
+
 	damaged error
 	deleted bool
 

@@ -29,13 +29,15 @@ const superMagic = "HOLDFAST"
 const superFailed = 1
 
 // Feature words. A set bit that this version does not know means: compat, go
-// on; roCompat, do not write; incompat, do not open.
+// on; roCompat, do not write (readonly.go); incompat, do not open.
 const (
 	knownRoCompat = 0
 	knownIncompat = 0
 )
 
-// superblock is the disk's identity and geometry, 4096 bytes, little-endian:
+// superblock is the disk's identity and geometry, 4096 bytes, little-endian. Bytes
+// 0 to 47 mean the same in every version, so that any program can tell that it
+// must not touch the rest:
 //
 //	  0  8  "HOLDFAST"
 //	  8  4  crc32c of the 4096 bytes with this field zero
@@ -109,6 +111,10 @@ func (s *superblock) encode() []byte {
 const (
 	maxSlots  = 1 << 16
 	maxChunks = 1 << 32 // phys is 32 bits
+	// maxSerial and maxSeq are so far off that they are never reached, and that no
+	// sum overflows.
+	maxSerial = 1 << 62
+	maxSeq    = 1 << 62
 )
 
 // decodeSuperblock reads one copy. The error says what is wrong with it.
@@ -143,16 +149,20 @@ func decodeSuperblock(b []byte) (*superblock, error) {
 		walDurable: le.Uint64(b[192:]),
 	}
 	s.bootID = text(b[104:144])
-	if s.version == 0 || s.version > formatVersion || s.incompat&^knownIncompat != 0 || s.roCompat&^knownRoCompat != 0 {
-		return nil, holdfast.Errorf(holdfast.ErrUnsupported,
-			"disk format version %d with features %#x %#x is newer than this program (version %d)",
-			s.version, s.roCompat, s.incompat, formatVersion).WithRemedy("run the release that wrote it, or a later one")
+	if s.version != formatVersion {
+		return nil, holdfast.Errorf(holdfast.ErrUnsupported, "it has disk format version %d, and this program reads version %d", s.version, formatVersion).
+			WithRemedy("run the release that wrote it, or a later one")
+	}
+	if unknown := s.incompat &^ knownIncompat; unknown != 0 {
+		return nil, holdfast.Errorf(holdfast.ErrUnsupported, "its incompat features %s are not known to this program (format version %d)", bitsOf(unknown), formatVersion).
+			WithRemedy("run the release that wrote it, or a later one")
 	}
 	switch {
 	case s.slots < 2 || s.slots > maxSlots,
 		s.slotSize < minSlotSize || s.slotSize > maxSlotSize || s.slotSize%vfs.PageSize != 0,
 		s.chunks < 1 || s.chunks > maxChunks,
-		s.walOffset != 0 && (s.walOffset < headerArea || s.walOffset > s.size),
+		s.walDurable > maxSerial,
+		s.walOffset != 0 && (s.walOffset < headerArea || s.walOffset%vfs.PageSize != 0 || s.walOffset > s.dataOffset-int64(s.slots)*s.slotSize),
 		s.dataOffset < headerArea || s.dataOffset > s.size || s.dataOffset%vfs.PageSize != 0,
 		s.chunks > (s.size-s.dataOffset)/holdfast.ChunkSize:
 		return nil, holdfast.Errorf(holdfast.ErrIntegrity, "superblock contradicts itself")

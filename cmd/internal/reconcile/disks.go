@@ -89,6 +89,10 @@ func (d *Disks) Open(ctx context.Context, path, pool string) error {
 		return fmt.Errorf("disk %s: %w", path, err)
 	}
 	stat := dk.Stat()
+	if stat.ReadOnly != nil { // nothing can be served from it, and its open count is that of its last life
+		dk.Abandon()
+		return fmt.Errorf("disk %s: %w", path, stat.ReadOnly)
+	}
 	od := &openDisk{Disk: dk, path: path, pool: pool, count: stat.OpenCount}
 	opened <- od
 	cmd := &state.DiskOpen{Disk: stat.Disk, Node: d.o.Node, Instance: d.o.Instance, OpenCount: stat.OpenCount, Pool: pool, Size: stat.Capacity, Free: free(stat)}
