@@ -81,10 +81,10 @@ type Stat struct {
 	OpenCount holdfast.OpenCount // after this Open raised it, durably
 	Size      int64              // of the whole disk
 	Capacity  int64              // of the chunks, mapped or not
-	Used      int64              // of the chunks that hold data or map, or wait to be freed
+	Used      int64              // of the chunks that hold data, map or logged writes, or wait to be freed
 	Reserved  int64              // of the chunks that logged entries will need
 	WALSize   int64
-	WALUsed   int64
+	WALUsed   int64 // with what logged writes hold in chunks
 	Replicas  int
 	Repair    RepairStat
 	// MarkedFailed: an I/O error was seen in an earlier life; nothing on this

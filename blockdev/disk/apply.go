@@ -199,7 +199,7 @@ func (r *Replica) applyBatch(batch []*logEntry) error {
 		chunks = append(chunks, c)
 	}
 	sort.Slice(chunks, func(i, j int) bool { return chunks[i] < chunks[j] })
-	entries := make([]chunkEntry, len(chunks))
+	before, entries := make([]chunkEntry, len(chunks)), make([]chunkEntry, len(chunks))
 	leaves := map[int64]*leaf{}
 	last := batch[len(batch)-1].seq
 	buf := r.d.buffer()
@@ -214,6 +214,7 @@ func (r *Replica) applyBatch(batch []*logEntry) error {
 			leaves[l.index] = l
 		}
 		e := l.entries[c%leafEntries]
+		before[i] = e
 		if err := r.applyChunk(*buf, c, &e, plans[c]); err != nil {
 			r.mu.Lock()
 			clear(r.mapping)
@@ -224,8 +225,10 @@ func (r *Replica) applyBatch(batch []*logEntry) error {
 	}
 	r.mu.Lock()
 	for i, c := range chunks {
+		r.turn(c, &before[i], &entries[i], plans[c])
 		r.setChunk(leaves[c/leafEntries], c, entries[i], last)
 	}
+	r.freeFresh(batch)
 	clear(r.mapping)
 	r.applied = last
 	r.foundLost()
@@ -236,6 +239,9 @@ func (r *Replica) applyBatch(batch []*logEntry) error {
 // applyChunk writes a plan's blocks into their chunk, which it allocates if
 // need be, and changes e to match.
 func (r *Replica) applyChunk(buf []byte, chunk int64, e *chunkEntry, p *chunkPlan) error {
+	if r.flip(chunk, e, p) {
+		return nil
+	}
 	needs := false
 	for _, src := range p.src {
 		needs = needs || src != nil && src.typ == recWrite && src.seq > e.asOf
@@ -252,11 +258,27 @@ func (r *Replica) applyChunk(buf []byte, chunk int64, e *chunkEntry, p *chunkPla
 	if p.last > e.asOf && e.typ != chunkAbsent {
 		e.lastSeq = max(e.lastSeq, p.last)
 	}
+	if dirty == ([blocksPerChunk]bool{}) {
+		return nil
+	}
+	if err := r.leave(buf, chunk, e, &dirty); err != nil {
+		return err
+	}
 	return r.d.writeBlocks(buf, e.phys, dirty)
 }
 
 // mapChunk gives an unmapped chunk its place.
 func (r *Replica) mapChunk(chunk int64, e *chunkEntry) error {
+	phys, err := r.takePromised(chunk)
+	if err != nil {
+		return err
+	}
+	*e = chunkEntry{typ: chunkMapped, phys: phys, lastSeq: e.lastSeq, asOf: e.asOf}
+	return nil
+}
+
+// takePromised takes the chunk that was promised to a chunk of the segment.
+func (r *Replica) takePromised(chunk int64) (uint32, error) {
 	r.mu.Lock()
 	_, promised := r.reserved[chunk]
 	delete(r.reserved, chunk)
@@ -269,10 +291,9 @@ func (r *Replica) mapChunk(chunk int64, e *chunkEntry) error {
 			r.reserved[chunk] = struct{}{}
 			r.mu.Unlock()
 		}
-		return holdfast.Errorf(holdfast.ErrNoSpace, "map chunk %d of replica %v: %w", chunk, r.desc.Replica, err)
+		return 0, holdfast.Errorf(holdfast.ErrNoSpace, "map chunk %d of replica %v: %w", chunk, r.desc.Replica, err)
 	}
-	*e = chunkEntry{typ: chunkMapped, phys: phys, lastSeq: e.lastSeq, asOf: e.asOf}
-	return nil
+	return phys, nil
 }
 
 // merge reads the payloads of a plan's blocks into buf, sets their states and
@@ -348,7 +369,9 @@ func (r *Replica) setChunk(l *leaf, chunk int64, e chunkEntry, applied holdfast.
 	r.bad.keep(chunk, 0) // whatever is still bad is found again
 	if e.typ == chunkMapped && e.states == 0 && !r.writePending(chunk, applied) {
 		r.d.alloc.later(e.phys)
+		r.unkeep(e.phys)
 		e = chunkEntry{typ: chunkZero, lastSeq: e.lastSeq, asOf: e.asOf}
+		r.leftFlip(chunk, &e)
 	}
 	r.tree.set(l, chunk, e)
 }

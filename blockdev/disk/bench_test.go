@@ -103,3 +103,26 @@ func BenchmarkRead4K(b *testing.B) {
 		}
 	}
 }
+
+// BenchmarkSequential1M is a sequential write with a sync every 16 MiB, committed by
+// it: of new chunks up to 1 GiB, then of mapped ones.
+func BenchmarkSequential1M(b *testing.B) {
+	r := benchDisk(b, 1)[0]
+	e := writeEntry(0, 1, 0, 1<<20)
+	b.SetBytes(1 << 20)
+	b.ResetTimer()
+	for i := range b.N {
+		e.Seq, e.Offset = holdfast.Seq(i+1), int64(i%1024)<<20
+		if err := r.Append([]Entry{e}); err != nil {
+			b.Fatal(err)
+		}
+		if i%16 == 15 {
+			dur, err := r.Sync(b.Context())
+			if err != nil {
+				b.Fatal(err)
+			}
+			r.SetCommit(dur)
+			e.Commit = dur
+		}
+	}
+}

@@ -87,6 +87,9 @@ func Check(ctx context.Context, fs vfs.FS, path string, progress func(done, tota
 		return fail(broken)
 	}
 	c.log(log, d.wal.keepFrom)
+	for _, l := range log.lost {
+		c.add(Finding{Where: "log", Replica: l.replica, Range: l.Range, What: fmt.Sprintf("chunks that entry %d was written to do not match its checksums", l.seq)})
+	}
 	if broken != nil {
 		c.add(Finding{Where: "map", What: broken.Error()})
 	}

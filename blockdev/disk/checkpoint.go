@@ -71,8 +71,10 @@ func (d *Disk) checkpointLocked(held *Replica, always bool) error {
 	if err == nil {
 		for _, v := range views {
 			v.r.mu.Lock()
+			was := v.r.ckpt
 			v.r.ckpt = v.applied
 			v.r.index.settle(v.applied, v.r.dropPromise)
+			chunks = append(chunks, v.r.settleFresh(was, v.applied)...)
 			v.r.countPages()
 			v.r.mu.Unlock()
 		}
@@ -129,9 +131,11 @@ func (d *Disk) writeMaps() (ckptBody, []view, []uint32, []int64, error) {
 	if mutant == "checkpoint_before_base_sync" {
 		return body, views, chunks, pages, nil
 	}
+	fresh := d.wal.freshSerial()
 	if err := d.base.Sync(); err != nil {
 		return body, nil, nil, nil, d.fail(holdfast.Errorf(holdfast.ErrIO, "sync chunks and map: %w", err))
 	}
+	d.wal.dataSynced(fresh)
 	return body, views, chunks, pages, nil
 }
 
@@ -188,7 +192,13 @@ func (r *Replica) needsFrom() uint64 {
 
 // commitCheckpoint writes the CKPT record and makes it durable.
 func (d *Disk) commitCheckpoint(body ckptBody) error {
-	_, err := d.control(classCkpt, record{typ: recCkpt, extra: body.encode()})
+	// The record says that all fresh chunks before it were durable: a scan does not
+	// look at them any more, and those it lets go of may be written again.
+	err := d.wal.sync(context.Background(), d.wal.freshSerial())
+	if err != nil {
+		return err
+	}
+	_, err = d.control(classCkpt, record{typ: recCkpt, extra: body.encode()})
 	if err != nil {
 		return holdfast.Errorf(holdfast.KindOf(err), "write the checkpoint: %w", err)
 	}

@@ -81,7 +81,10 @@ type world struct {
 	looked  int      // crashes
 	lossy   int      // of them, those that lost or tore a page
 	nested  int      // of them, those of a recovery
+	fresh   int      // entries whose chunks were written before their record
 	trace   []string // the last operations
+	device  bool
+	beside  func() // done once while fresh chunks are written
 }
 
 func (w *world) now() modelState { return w.states[len(w.states)-1] }
@@ -351,14 +354,24 @@ func (w *world) delete(i int) {
 func (w *world) append(i int) {
 	r, m := w.replica(i), w.now()[i]
 	var entries []Entry
+	large := w.rng.IntN(3)
+	if large == 0 && !w.device && w.rng.IntN(2) == 0 {
+		w.hintBeside(i)
+	}
 	before := len(w.states)
 	for range 1 + w.rng.IntN(5) {
 		first := w.rng.IntN(modelBlocks)
 		n := 1 + w.rng.IntN(min(modelBlocks-first, 20))
+		kind := w.rng.IntN(10)
+		if large == 0 && (len(entries) == 0 || w.rng.IntN(2) == 0) { // two whole chunks or more
+			first, kind = w.rng.IntN(blocksPerChunk+1), 9
+			least := (first+blocksPerChunk-1)/blocksPerChunk*blocksPerChunk + minFresh*blocksPerChunk - first
+			n = least + w.rng.IntN(modelBlocks-first-least+1)
+		}
 		w.nextID++
 		e := Entry{Epoch: m.fence, Seq: m.tail() + 1, Commit: w.commits[i], Type: OpWrite, Offset: int64(first) * blockSize, Length: int64(n) * blockSize}
 		id := w.nextID
-		switch w.rng.IntN(10) {
+		switch kind {
 		case 0:
 			e.Type, id = OpZero, 0
 		case 1:
@@ -384,6 +397,12 @@ func (w *world) append(i int) {
 		entries = append(entries, e)
 	}
 	err := r.Append(entries)
+	before -= w.noHintBeside(before - 1)
+	for s := entries[0].Seq; s <= r.Status().Tail; s++ {
+		if e := r.index.get(s); e != nil && e.fresh != nil {
+			w.fresh++
+		}
+	}
 	if errors.Is(err, holdfast.ErrNoSpace) { // what was not logged never was
 		logged := int(r.Status().Tail - (entries[0].Seq - 1))
 		w.states = w.states[:before+logged]
@@ -396,6 +415,42 @@ func (w *world) append(i int) {
 		return
 	}
 	w.must("append", err)
+}
+
+// hintBeside has another replica log and sync a record while fresh chunks are being
+// written: before the entries that refer to them, in the order of the log.
+func (w *world) hintBeside(i int) {
+	j := (i + 1) % modelReplicas
+	m := w.now()[j]
+	if m == nil || !m.exists {
+		return
+	}
+	w.expect(j, m.with(func(m *modelReplica) { m.hint++ }))
+	state := len(w.states) - 1
+	w.beside = func() {
+		r := w.replica(j)
+		w.must("hint", r.SetHint(1, m.hint+1))
+		_, err := r.Sync(w.t.Context())
+		w.must("sync", err)
+		w.durable = max(w.durable, state)
+	}
+}
+
+// noHintBeside takes the record back if no fresh chunk was written, and returns how
+// many states that are.
+func (w *world) noHintBeside(state int) int {
+	if w.beside == nil {
+		return 0
+	}
+	w.beside = nil
+	hinted, old := w.states[state], w.states[state-1]
+	w.states = slices.Delete(w.states, state, state+1)
+	for i := range hinted {
+		for k := state; hinted[i] != old[i] && k < len(w.states); k++ {
+			w.states[k][i] = old[i]
+		}
+	}
+	return 1
 }
 
 func (w *world) sync(i int) {
@@ -548,7 +603,13 @@ func (w *world) intact(i int) {
 // run lives through several crashes, looking at what many more would leave.
 func (w *world) run(generations, steps int, between float64) {
 	for g := range generations {
-		w.fs.Before(func(op vfs.Op, _ string) {
+		w.fs.Before(func(op vfs.Op, path string) {
+			if w.beside != nil && op == vfs.OpWrite && path == testPath && w.d.passes.TryLock() {
+				w.d.passes.Unlock() // it is no checkpoint that writes
+				f := w.beside
+				w.beside = nil
+				f()
+			}
 			if op == vfs.OpWrite && w.rng.Float64() >= between {
 				return // between two syncs: one of several
 			}
@@ -589,7 +650,7 @@ func (w *world) run(generations, steps int, between float64) {
 }
 
 func newWorld(t *testing.T, seed uint64, device bool) *world {
-	w := &world{t: t, rng: rand.New(rand.NewPCG(seed, 0xd15c)), fs: vfs.NewMemory(seed), opts: Options{foreground: true}}
+	w := &world{t: t, device: device, rng: rand.New(rand.NewPCG(seed, 0xd15c)), fs: vfs.NewMemory(seed), opts: Options{foreground: true}}
 	if seed%3 != 0 { // leaves are written between checkpoints, dropped and read again
 		w.opts.cacheLeaves = 1
 	}
@@ -653,7 +714,7 @@ func TestCrashes(t *testing.T) {
 		}
 		until, points = time.Now().Add(time.Duration(n)*time.Minute), math.MaxInt
 	}
-	var looked, lossy, nested atomic.Int64
+	var looked, lossy, nested, fresh atomic.Int64
 	var next atomic.Uint64
 	next.Store(from)
 	t.Run("seeds", func(t *testing.T) {
@@ -672,11 +733,15 @@ func TestCrashes(t *testing.T) {
 					looked.Add(int64(w.looked))
 					lossy.Add(int64(w.lossy))
 					nested.Add(int64(w.nested))
+					fresh.Add(int64(w.fresh))
 				}
 			})
 		}
 	})
-	t.Logf("%d crash points of seeds %d to %d: %d lost or tore a page that was not synced, %d were crashes of a recovery", looked.Load(), from, min(to, next.Load()-1), lossy.Load(), nested.Load())
+	t.Logf("%d crash points of seeds %d to %d: %d lost or tore a page that was not synced, %d were crashes of a recovery; %d entries in fresh chunks", looked.Load(), from, min(to, next.Load()-1), lossy.Load(), nested.Load(), fresh.Load())
+	if !t.Failed() && looked.Load() > 1000 && fresh.Load() < looked.Load()/20 {
+		t.Errorf("too few entries in fresh chunks")
+	}
 	if !t.Failed() && looked.Load() > 1000 && 2*lossy.Load() < looked.Load() {
 		t.Errorf("fewer than half of the crash points lost a page")
 	}

@@ -72,7 +72,8 @@ func (r *Replica) Afford(off, length, pending int64) (Affordable, error) {
 }
 
 // wouldFree says whether a checkpoint now would give chunks back: they wait for
-// one, or something was zeroed or trimmed that is not applied yet.
+// one, or something was zeroed or trimmed that is not applied yet, or written to
+// fresh chunks.
 func (d *Disk) wouldFree() bool {
 	if d.alloc.awaited() {
 		return true
@@ -88,9 +89,9 @@ func (d *Disk) wouldFree() bool {
 func (r *Replica) clears() bool {
 	r.mu.RLock()
 	defer r.mu.RUnlock()
-	for s := r.applied + 1; s <= min(r.commit, r.tail); s++ {
-		if e := r.index.get(s); e != nil && e.typ != recWrite {
-			return true
+	for s := r.ckpt + 1; s <= min(r.commit, r.tail); s++ {
+		if e := r.index.get(s); e != nil && (e.fresh != nil || e.typ != recWrite && s > r.applied) {
+			return true // of two places for a chunk one comes free
 		}
 	}
 	return false

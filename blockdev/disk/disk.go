@@ -66,6 +66,8 @@ type Disk struct {
 
 	spaceLost error     // why space was counted anew
 	buffers   sync.Pool // of chunkSize bytes, aligned
+	wide      sync.Pool // of holdfast.MaxOpSize bytes, aligned
+	hostFull  bool      // no space was found for fresh chunks; guarded by growing
 }
 
 // errClosed is returned by everything after Close.
@@ -226,6 +228,9 @@ func (d *Disk) DeleteReplica(id holdfast.ReplicaID) error {
 // returns the map. Under mu.
 func (r *Replica) empty() *tree {
 	d, old := r.d, r.tree
+	r.dropFresh(r.applied)
+	r.dropFlips()
+	clear(r.kept)
 	d.alloc.release(int64(len(r.reserved)))
 	d.alloc.needs(-int64(len(r.newPages)))
 	r.newPages, r.reserved = map[pageKey]struct{}{}, map[int64]struct{}{}

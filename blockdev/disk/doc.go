@@ -3,7 +3,8 @@
 //
 // A disk has a superblock (two copies), one write-ahead log that all its
 // replicas share, and chunks of 64 KiB found through a map per replica. Every
-// mutation is a WAL record first. A background goroutine applies committed
+// mutation is a WAL record first, and only whole chunks of a large write are written
+// before it, to free places (fresh.go). A background goroutine applies committed
 // entries to the chunks, writes the map copy-on-write and a checkpoint record,
 // and so makes WAL space free again. FORMAT.md draws the bytes and states what
 // the disk below must promise and what is promised in turn.

@@ -16,7 +16,8 @@ const (
 // but kept in a list of its own: a trim of a whole volume is one list element.
 const wideLength = holdfast.MaxOpSize
 
-// logEntry is one entry of a replica's log, whose payload is in the WAL.
+// logEntry is one entry of a replica's log, whose payload is in the WAL, or in part in
+// fresh chunks.
 type logEntry struct {
 	epoch    holdfast.Epoch
 	seq      holdfast.Seq
@@ -27,9 +28,10 @@ type logEntry struct {
 	crc      []uint32
 	serial   uint64 // of its record
 	slot     int32
-	pos      int64 // of its payload in the slot
-	bad      bool  // its payload was lost to corruption
-	upTo     int64 // bytes of this entry's record and all before it; see logIndex.held
+	pos      int64    // of its payload in the slot
+	fresh    []uint32 // where its whole chunks are, if not in the payload
+	bad      bool     // its payload was lost to corruption
+	upTo     int64    // bytes of this entry's record and all before it; see logIndex.held
 	versions []version
 }
 

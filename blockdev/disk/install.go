@@ -102,6 +102,8 @@ func (r *Replica) rebaseSound(epoch holdfast.Epoch, seq holdfast.Seq) error {
 func (r *Replica) rebase(epoch holdfast.Epoch, seq holdfast.Seq) {
 	r.d.alloc.release(int64(len(r.reserved)))
 	r.reserved = map[int64]struct{}{} // what the map will need is counted anew by the next checkpoint
+	r.dropFresh(r.applied)
+	clear(r.kept)
 	r.index = newLogIndex()
 	r.index.indexed = seq
 	r.tail, r.dur, r.applied, r.floor, r.ckpt = seq, seq, seq, seq, seq
@@ -423,7 +425,10 @@ func (r *Replica) replaceChunk(c *Chunk, phys uint32) error {
 	}
 	var p chunkPlan
 	again := false
-	r.mu.RLock()
+	r.mu.Lock()
+	if old.typ == chunkMapped {
+		r.unkeep(old.phys)
+	}
 	applied := r.applied
 	for i := range p.src {
 		p.src[i] = r.index.newestIn(c.Index*blocksPerChunk+int64(i), c.AsOf, applied)
@@ -432,12 +437,16 @@ func (r *Replica) replaceChunk(c *Chunk, phys uint32) error {
 			p.last = max(p.last, p.src[i].seq)
 		}
 	}
-	r.mu.RUnlock()
+	r.mu.Unlock()
 	if again {
 		if e.typ == chunkZero && old.typ == chunkMapped {
 			// Entries above AsOf put data here: the old place can take them, for
 			// every block of it that they do not touch is zero now.
-			e.typ, e.phys = chunkMapped, old.phys
+			place, err := r.place(c.Index, old.phys)
+			if err != nil {
+				return err
+			}
+			e.typ, e.phys = chunkMapped, place
 		}
 		more, err := r.merge(*buf, c.Index, &e, &p)
 		if err != nil {
@@ -459,6 +468,7 @@ func (r *Replica) replaceChunk(c *Chunk, phys uint32) error {
 			r.d.alloc.later(old.phys)
 		}
 	}
+	r.leftFlip(c.Index, &e)
 	r.setChunk(l, c.Index, e, applied)
 	r.foundLost()
 	r.asOf = max(r.asOf, c.AsOf)

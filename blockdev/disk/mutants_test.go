@@ -5,13 +5,14 @@ package disk
 import "testing"
 
 // mutants are the rules that are left out one at a time, and within how many
-// seeds the crash test must notice. record_before_chunk of the protocol's list
-// does not apply: version 1 has no writes that put chunks before their record.
+// seeds the crash test must notice.
 var mutants = []struct {
 	name, what string
 	seeds      uint64
 }{
-	{"dur_without_data_sync", "the log is called durable without a sync of its data", 20},
+	{"record_before_chunk", "the record is appended before the fresh chunks that it refers to are written", 60},
+	{"dur_without_data_sync", "the log is called durable without a sync of the fresh chunks", 60},
+	{"dur_without_log_sync", "the log is called durable without a sync of its own", 20},
 	{"chunk_reused_before_ckpt", "a freed chunk is given out before a checkpoint without it is durable", 60},
 	{"page_rewritten", "a page that the last checkpoint refers to is written in place", 60},
 	{"checkpoint_before_base_sync", "the CKPT record is written before chunks and map are synced", 20},

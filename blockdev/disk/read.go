@@ -109,8 +109,7 @@ func (e *logEntry) source(block int64) source {
 	if e.bad {
 		return source{kind: fromLoss}
 	}
-	i := block - e.off/blockSize
-	return source{kind: fromLog, crc: e.crc[i], slot: e.slot, pos: e.pos + i*blockSize, entry: e}
+	return e.at(block)
 }
 
 // runOf counts the sources at the start that one read can fetch.
@@ -214,15 +213,17 @@ func (d *Disk) fetch(p []byte, src source, direct bool) error {
 // readPayload reads blocks of an entry's payload from the given one on.
 func (r *Replica) readPayload(p []byte, e *logEntry, from int64) error {
 	r.mu.RLock()
-	src, bad := source{kind: fromLog, slot: e.slot, pos: e.pos + from*blockSize}, e.bad
+	parts, bad := e.parts(from, int64(len(p)/blockSize)), e.bad
 	r.mu.RUnlock()
 	crc := e.crc[from:][:len(p)/blockSize]
 	for _, direct := range [...]bool{false, true} {
 		if bad {
 			break
 		}
-		if err := r.d.fetch(p, src, direct); err != nil {
-			return holdfast.Errorf(holdfast.ErrIO, "read entry %d of replica %v from the log: %w", e.seq, r.desc.Replica, err)
+		for _, part := range parts {
+			if err := r.d.fetch(p[part.from:part.to], part.src, direct); err != nil {
+				return holdfast.Errorf(holdfast.ErrIO, "read entry %d of replica %v from the log: %w", e.seq, r.desc.Replica, err)
+			}
 		}
 		if payloadMatches(crc, p) {
 			return nil

@@ -33,6 +33,7 @@ const (
 const (
 	flagBatchEnd = 1 << 0 // the next record starts on a fresh page
 	flagRelogged = 1 << 1 // the entry was logged before, and is moved to the head of the log
+	flagFresh    = 1 << 2 // a WRITE whose whole chunks are not in the payload, but in the chunks that extra lists; see fresh.go
 	flagAnew     = 1 << 3 // a REBASE that drops the chunks too: the replica was damaged
 )
 
@@ -64,11 +65,11 @@ const (
 //	 80  8  offset of the range in the segment, bytes
 //	 88  8  length of the range, bytes
 //	 96  4  n: number of block crcs
-//	100  4  payload length, bytes: n blocks
+//	100  4  payload length, bytes: n blocks, less those in fresh chunks
 //	104  4  extra length, bytes
 //	108  4  key id (0: not encrypted)
 //	112 16  zero
-//	128     crc[n], each crc32c of one block of the payload, unseeded
+//	128     crc[n], each crc32c of one block of the payload, or of a fresh chunk, unseeded
 //	        extra: what the type needs beside
 //
 // and the payload follows the head. The crc of the head covers crc[n], so a
@@ -152,7 +153,7 @@ func decodeHead(b []byte, seed uint32) (r record, ok bool) {
 		off: int64(le.Uint64(b[80:])), length: int64(le.Uint64(b[88:])),
 		payloadLen: int64(le.Uint32(b[100:])), headLen: head,
 	}
-	if n > holdfast.MaxOpSize/holdfast.BlockSize || r.payloadLen != n*holdfast.BlockSize || extra > maxExtra ||
+	if n > holdfast.MaxOpSize/holdfast.BlockSize || extra > maxExtra ||
 		(recordFixed+4*n+extra+7)&^7 != head || r.off < 0 || r.length < 0 ||
 		r.serial == 0 || r.serial > maxSerial || r.durable >= r.serial {
 		return r, false
@@ -166,7 +167,7 @@ func decodeHead(b []byte, seed uint32) (r record, ok bool) {
 	if extra > 0 {
 		r.extra = append([]byte(nil), b[recordFixed+4*n:][:extra]...)
 	}
-	return r, true
+	return r, r.payloadLen == n*holdfast.BlockSize-r.freshBytes() && r.freshFits()
 }
 
 // payloadMatches reports whether the payload's blocks match their crcs.

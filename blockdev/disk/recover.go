@@ -61,6 +61,12 @@ func (d *Disk) open(ctx context.Context) error {
 
 	// What the medium holds is what there is: what an earlier process wrote
 	// and did not sync becomes durable, or is an error, before anything is believed.
+	if s.walOffset == 0 {
+		d.wal.data = d.base
+		if err := d.base.Sync(); err != nil { // fresh chunks, before the records that refer to them
+			return d.fail(holdfast.Errorf(holdfast.ErrIO, "sync the chunks: %w", err))
+		}
+	}
 	for i := range d.wal.slots {
 		if i > 0 && s.walOffset != 0 {
 			break // all in one file
@@ -197,6 +203,8 @@ type scannedLog struct {
 	holes   []hole  // between or before them: records lost to corruption
 	durable uint64  // records up to here were durable for certain
 	cut     bool    // more was written behind an unreadable record: no death of a process leaves that
+	lost    []lostChunks
+	looked  bool // at fresh chunks, of which nothing but the look says that they are durable
 }
 
 // hole is a range of serials.
@@ -235,7 +243,8 @@ func (d *Disk) scan(ctx context.Context) (*scannedLog, error) {
 				d.super.openCount, f.serial, f.open)
 		}
 	}
-	return assemble(all, d.super.walDurable), nil
+	log := assemble(all, d.super.walDurable)
+	return log, d.endAtLostChunks(log)
 }
 
 // scanSlot finds the records of one slot: those that follow each other from its
@@ -252,7 +261,7 @@ func scanSlot(b []byte, slot int32, seed uint32) []found {
 			continue
 		}
 		f := found{record: r, slot: slot, pos: pos + r.headLen}
-		f.ok = payloadMatches(r.crc, b[f.pos:f.pos+r.payloadLen])
+		f.ok = r.edgesMatch(b[f.pos : f.pos+r.payloadLen])
 		if at := rewritten(b, f, seed); at > 0 {
 			pos = at
 			continue
@@ -331,7 +340,11 @@ func (d *Disk) rebuild(log *scannedLog) error {
 	w := d.wal
 	for i := range log.recs {
 		f := &log.recs[i]
+		if w.cur != int(f.slot) {
+			w.outside = 0
+		}
 		w.serial, w.cur, w.pos = f.serial, int(f.slot), f.end
+		w.outside += f.freshBytes()
 		w.slots[f.slot].last = f.serial
 	}
 	for _, h := range log.holes {
@@ -378,6 +391,9 @@ func (d *Disk) rebuild(log *scannedLog) error {
 	}
 	if d.readOnly != nil {
 		return p.overlay()
+	}
+	if err := d.sealFresh(log); err != nil {
+		return err
 	}
 	if err := d.ground(installs); err != nil {
 		return err
@@ -531,12 +547,12 @@ func (p *replay) one(f *found) error {
 	switch f.typ {
 	case recWrite, recZero, recTrim:
 		if f.off%blockSize != 0 || f.length%blockSize != 0 || f.length <= 0 || f.length > r.desc.Size || f.off > r.desc.Size-f.length ||
-			f.typ == recWrite && f.length != f.payloadLen || f.seq > maxSeq {
+			f.typ == recWrite && f.length != f.payloadLen+f.freshBytes() || f.seq > maxSeq {
 			return holdfast.Errorf(holdfast.ErrIntegrity, "entry %d of replica %v in the log contradicts itself", f.seq, f.replica)
 		}
 		l.entries[f.seq] = &logEntry{
 			epoch: f.epoch, seq: f.seq, commit: f.commit, typ: f.typ, off: f.off, length: f.length,
-			crc: f.crc, serial: f.serial, slot: f.slot, pos: f.pos, bad: !f.ok,
+			crc: f.crc, serial: f.serial, slot: f.slot, pos: f.pos, fresh: f.freshChunks(), bad: !f.ok,
 		}
 		l.tail = max(l.tail, f.seq)
 	case recTrunc:
@@ -609,8 +625,8 @@ func (p *replay) finish(s *savedState) {
 	r.index.indexed = r.ckpt
 	r.applied, r.tail = r.ckpt, r.ckpt
 	first := r.ckpt + 1
-	for e := l.entries[first-1]; e != nil && !e.bad; e = l.entries[first-1] {
-		first-- // a bad one was being overwritten
+	for e := l.entries[first-1]; e != nil && !e.bad && e.fresh == nil; e = l.entries[first-1] {
+		first-- // a bad one was being overwritten; the map, and what follows, may have changed fresh chunks
 	}
 	tails := r.tails
 	for n := len(tails); n > 0 && tails[n-1].First > r.ckpt; n-- {
@@ -624,6 +640,7 @@ func (p *replay) finish(s *savedState) {
 			break
 		}
 		if q > r.ckpt {
+			p.claim(r, e)
 			r.index.push(e)
 			r.tail = q
 			r.startEpoch(e.epoch, q)

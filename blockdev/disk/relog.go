@@ -6,8 +6,8 @@ import "github.com/holdfast-storage/holdfast"
 // used again, and everything written after them as well. The tail of a volume
 // that nobody attaches would so fill the log of all. So a checkpoint logs the
 // entries that have become older than half the log once more, at its head: the
-// same epochs and seqs in new records. Until the checkpoint that follows is
-// durable, the old records stay.
+// same epochs and seqs in new records, which refer to the same fresh chunks. Until
+// the checkpoint that follows is durable, the old records stay.
 
 // relogBatch bounds the memory that logging again takes.
 const relogBatch = 4 << 20
@@ -79,7 +79,7 @@ func (r *Replica) relogSome(old []*logEntry) (int, error) {
 	req := walRequest{class: classRelog}
 	total := 0
 	for _, e := range old {
-		if total += len(e.crc) * blockSize; total > relogBatch && len(req.recs) > 0 {
+		if total += len(e.crc)*blockSize - len(e.fresh)*chunkSize; total > relogBatch && len(req.recs) > 0 {
 			break
 		}
 		rec := record{
@@ -87,8 +87,7 @@ func (r *Replica) relogSome(old []*logEntry) (int, error) {
 			off: e.off, length: e.length, crc: e.crc,
 		}
 		if e.typ == recWrite {
-			rec.payload = make([]byte, e.length)
-			err := r.readPayload(rec.payload, e, 0)
+			err := r.referAgain(&rec, e)
 			if holdfast.KindOf(err) == holdfast.ErrIntegrity {
 				r.mu.Lock()
 				e.bad = true // it stays where it is, and those that were to move with it

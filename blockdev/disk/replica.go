@@ -34,12 +34,13 @@ type Replica struct {
 	ckpt     holdfast.Seq
 	tails    []EpochStart
 	index    *logIndex
-	tree     *tree                // read and changed under mu, changed by who holds applying too
-	reserved map[int64]struct{}   // chunks promised to logged writes
-	newPages map[pageKey]struct{} // map pages that promised chunks and changes since the last checkpoint add
-	credit   atomic.Int64         // chunks promised to entries to come, changed under mu; see Reserve
-	mapping  map[int64]struct{}   // chunks whose promise was taken, and which the map will have in a moment
-	inflight []Entry              // being logged now
+	tree     *tree                   // read and changed under mu, changed by who holds applying too
+	reserved map[int64]struct{}      // chunks promised to logged writes
+	newPages map[pageKey]struct{}    // map pages that promised chunks and changes since the last checkpoint add
+	credit   atomic.Int64            // chunks promised to entries to come, changed under mu; see Reserve
+	mapping  map[int64]struct{}      // chunks whose promise was taken, and which the map will have in a moment
+	inflight []Entry                 // being logged now
+	kept     map[uint32]holdfast.Seq // chunks that still hold what an entry below the checkpoint wrote to them; see fresh.go
 
 	intact      bool
 	intactEpoch holdfast.Epoch
@@ -62,6 +63,8 @@ type Replica struct {
 
 	badEntry holdfast.Seq // the first that the open found to have lost bytes
 
+	flips map[int64]flip // chunks that must not be written before the next checkpoint; guarded by applying, or gate
+
 	bad  badBlocks
 	lost map[int64]uint16 // blocks of chunks that an apply found lost in the log; guarded by applying
 }
@@ -83,6 +86,7 @@ func newReplica(d *Disk, desc ReplicaDesc) *Replica {
 		d: d, desc: desc, limit: math.MaxUint64,
 		index: newLogIndex(), tree: newTree(desc.Replica, desc.Size), reserved: map[int64]struct{}{}, mapping: map[int64]struct{}{},
 		newPages: map[pageKey]struct{}{},
+		flips:    map[int64]flip{}, kept: map[uint32]holdfast.Seq{},
 	}
 }
 
@@ -147,7 +151,7 @@ func (r *Replica) Append(entries []Entry) error {
 		}
 		break
 	}
-	return r.logEntries(entries, crcs)
+	return r.logFresh(entries, crcs)
 }
 
 // check looks at what concerns one entry alone.
@@ -268,8 +272,9 @@ func (r *Replica) countPages() {
 	r.d.alloc.needs(int64(len(r.newPages) - before))
 }
 
-// logEntries writes the admitted entries to the log and indexes them.
-func (r *Replica) logEntries(entries []Entry, crcs int) error {
+// logEntries writes the admitted entries to the log and indexes them. fresh tells, for
+// each that has them, the chunks that hold its whole ones already.
+func (r *Replica) logEntries(entries []Entry, crcs int, fresh [][]uint32) error {
 	made := make([]logEntry, len(entries))
 	sums := make([]uint32, 0, crcs)
 	req := &r.req
@@ -280,10 +285,15 @@ func (r *Replica) logEntries(entries []Entry, crcs int) error {
 		n := len(sums)
 		sums = append(sums, e.CRC...)
 		m.crc = sums[n:len(sums):len(sums)]
-		req.recs = append(req.recs, record{
+		rec := record{
 			typ: m.typ, replica: r.desc.Replica, epoch: e.Epoch, seq: e.Seq, commit: e.Commit,
 			off: e.Offset, length: e.Length, crc: m.crc, payload: e.Payload,
-		})
+		}
+		if fresh != nil && fresh[i] != nil {
+			m.fresh = fresh[i]
+			rec.refer(m.fresh)
+		}
+		req.recs = append(req.recs, rec)
 	}
 	reclaimed := false
 	for {
@@ -305,6 +315,7 @@ func (r *Replica) logEntries(entries []Entry, crcs int) error {
 		if len(entries) == 0 || err != errWALFull || reclaimed {
 			r.inflight = nil
 			r.dropPromises(entries)
+			r.dropUnlogged(made)
 			r.mu.Unlock()
 			clear(req.recs) // no reference to the caller's payload stays
 			if err != nil {
@@ -319,6 +330,7 @@ func (r *Replica) logEntries(entries []Entry, crcs int) error {
 			r.mu.Lock()
 			r.inflight = nil
 			r.dropPromises(entries)
+			r.dropUnlogged(made)
 			r.mu.Unlock()
 			return err
 		}
@@ -549,6 +561,7 @@ func (r *Replica) lift() {
 
 // cut drops the entries above to from memory. Under mu.
 func (r *Replica) cut(to holdfast.Seq) {
+	r.dropFresh(to)
 	r.index.cut(to, r.dropPromise)
 	if r.badEntry > to {
 		r.badEntry = 0

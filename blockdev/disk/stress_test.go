@@ -142,6 +142,9 @@ func writeAndCheck(t *testing.T, r *Replica, seed uint64, rounds int) {
 		for range 1 + rng.IntN(4) {
 			seq++
 			b, n := rng.IntN(modelBlocks-8), 1+rng.IntN(8)
+			if rng.IntN(4) == 0 { // two whole chunks, or three
+				b, n = rng.IntN(blocksPerChunk+1), 36
+			}
 			e := Entry{Seq: seq, Type: OpWrite, Offset: int64(b) * blockSize, Length: int64(n) * blockSize}
 			for range n {
 				e.Payload = append(e.Payload, blockOf(uint64(seq))...)

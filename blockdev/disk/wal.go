@@ -44,11 +44,16 @@ type wal struct {
 	fail   func(error) error
 	forget func(serial uint64)
 
+	data vfs.File // what a sync of the log does not cover: the image, for fresh chunks; nil if all are one file
+
 	mu       sync.Mutex
 	queue    []*walRequest
 	writing  bool
 	cur      int
-	pos      int64 // where the next batch goes in the current slot
+	pos      int64  // where the next batch goes in the current slot
+	outside  int64  // bytes in fresh chunks of the current slot's records: they count as if they were in it
+	freshTo  uint64 // serial of the last record with fresh chunks
+	dataTo   uint64 // the fresh chunks of records up to here are durable
 	serial   uint64
 	durable  uint64
 	freed    int64  // slots; see freedSlots
@@ -152,7 +157,7 @@ func (w *wal) lead(req *walRequest) {
 // look.
 func (w *wal) writeBatch(finished []*walRequest) []*walRequest {
 	w.mu.Lock()
-	pos, cur, serial, durable := w.pos, w.cur, w.serial, w.durable
+	pos, outside, cur, serial, durable := w.pos, w.outside, w.cur, w.serial, w.durable
 	queue := w.queue
 	full := func(req *walRequest) []*walRequest {
 		req.err = errWALFull
@@ -171,8 +176,8 @@ func (w *wal) writeBatch(finished []*walRequest) []*walRequest {
 	}
 	// The first record decides whether this slot still does.
 	first := queue[0]
-	size := pageUp(first.recs[first.done].size())
-	rest, free := w.slotSize-pos, w.freeSlots()
+	size := pageUp(first.recs[first.done].size()) + first.recs[first.done].freshBytes()
+	rest, free := w.slotSize-pos-outside, w.freeSlots()
 	moved := false
 	if size > rest {
 		if free == 0 {
@@ -191,27 +196,29 @@ func (w *wal) writeBatch(finished []*walRequest) []*walRequest {
 			return w.writeBatch(finished) // which finishes all with the failure
 		}
 		w.mu.Lock()
-		durable = w.durable
+		durable, outside = w.durable, 0
 		w.mu.Unlock()
 	}
 	// Take whole records as long as they fit.
-	var total int64
-	headTotal, count := 0, 0
+	var total, fresh int64
+	headTotal, count, lastFresh := 0, 0, uint64(0)
 	takes := w.takes[:0]
 gather:
 	for _, req := range queue {
 		n := 0
 		for i := req.done; i < len(req.recs); i++ {
-			size := req.recs[i].size()
-			after := spare - pageUp(total+size)
+			size, more := req.recs[i].size(), req.recs[i].freshBytes()
+			needs := pageUp(total+size) + fresh + more
 			if count == maxBatchRecords || (count > 0 && total+size > maxBatchBytes) ||
-				pageUp(total+size) > rest || after < w.keep(req) {
+				count > 0 && more > 0 || // see fresh.go
+				needs > rest || spare-needs < w.keep(req) {
 				if n > 0 {
 					takes = append(takes, take{req, n})
 				}
 				break gather
 			}
 			total += size
+			fresh += more
 			headTotal += req.recs[i].headSize()
 			count++
 			n++
@@ -230,6 +237,9 @@ gather:
 			k++
 			serial++
 			rec.serial, rec.open, rec.durable = serial, w.open, durable
+			if rec.freshBytes() > 0 {
+				lastFresh = serial
+			}
 			rec.flags &^= flagBatchEnd
 			if k == count {
 				rec.flags |= flagBatchEnd
@@ -261,6 +271,7 @@ gather:
 		return w.writeBatch(finished)
 	}
 	w.pos, w.cur, w.serial = at, cur, serial
+	w.outside, w.freshTo = outside+fresh, max(w.freshTo, lastFresh)
 	w.slots[cur].last = serial
 	for _, t := range takes {
 		t.req.done += t.n
@@ -326,7 +337,11 @@ func (w *wal) dequeue(req *walRequest) {
 // moveOn makes the next slot the current one. The one that is left is synced
 // first, so that a hole in the log can only be in the last slot.
 func (w *wal) moveOn(cur *int, pos *int64) error {
-	if err := w.slots[*cur].file.Sync(); err != nil {
+	err := w.syncData()
+	if err == nil {
+		err = w.slots[*cur].file.Sync()
+	}
+	if err != nil {
 		err = w.fail(holdfast.Errorf(holdfast.ErrIO, "sync the log: %w", err))
 		w.mu.Lock()
 		w.failed = firstOf(w.failed, err)
@@ -339,7 +354,7 @@ func (w *wal) moveOn(cur *int, pos *int64) error {
 	}
 	w.mu.Lock()
 	w.durable = max(w.durable, w.serial)
-	w.cur, w.pos = n, 0
+	w.cur, w.pos, w.outside = n, 0, 0
 	w.slots[n].last = 0
 	w.mu.Unlock()
 	*cur, *pos = n, 0
@@ -358,11 +373,12 @@ func (w *wal) freeSlots() int64 {
 	return n
 }
 
-// used returns the bytes of the log that cannot be overwritten.
+// used returns the bytes of the log that cannot be overwritten, with those in fresh
+// chunks that its records refer to.
 func (w *wal) used() int64 {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	return int64(len(w.slots)-1)*w.slotSize - w.freeSlots()*w.slotSize + w.pos
+	return int64(len(w.slots)-1)*w.slotSize - w.freeSlots()*w.slotSize + w.pos + w.outside
 }
 
 // freedSlots counts the slots that checkpoints ever let go of.
@@ -393,7 +409,7 @@ func (w *wal) oldest() (last uint64, tight bool) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	free := w.freeSlots()
-	tight = w.slotSize-w.pos+free*w.slotSize-vfs.PageSize < w.reserve
+	tight = w.slotSize-w.pos-w.outside+free*w.slotSize-vfs.PageSize < w.reserve
 	if i := int(free) + 1; i < len(w.slots) {
 		return w.slots[(w.cur+i)%len(w.slots)].last, tight
 	}
@@ -451,8 +467,11 @@ func (w *wal) syncOnce(round *syncRound) {
 	serial, file, err := w.serial, w.slots[w.cur].file, w.failed
 	w.mu.Unlock()
 	// A move to the next slot from here on has synced this one itself.
-	if err == nil && mutant != "dur_without_data_sync" {
-		if err = file.Sync(); err != nil {
+	if err == nil {
+		if err = w.syncData(); err == nil && mutant != "dur_without_log_sync" {
+			err = file.Sync()
+		}
+		if err != nil {
 			err = w.fail(holdfast.Errorf(holdfast.ErrIO, "sync the log: %w", err))
 		}
 	}
