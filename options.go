@@ -64,6 +64,8 @@ type VolumeOptions struct {
 	// SegmentSize is what of the volume is placed and replicated as one, in bytes: a
 	// multiple of RegionSize.
 	SegmentSize int64
+	// Pool names the pool of disks that the volume is placed on; empty: any disk.
+	Pool string
 }
 
 // optionAliases maps every accepted spelling, lower case with - turned to _,
@@ -75,12 +77,13 @@ var optionAliases = map[string]string{
 	"mount_options": "mount_options", "mountopts": "mount_options",
 	"labels": "labels", "min_copies": "min_copies", "on_quorum_loss": "on_quorum_loss",
 	"read_promises": "read_promises", "segment_size": "segment_size",
+	"pool": "pool", "storagepool": "pool",
 }
 
 // laterOptions are the options whose feature is not in this version; they are
 // refused by name rather than accepted and ignored.
 var laterOptions = map[string]bool{
-	"ec": true, "pool": true, "volumetype": true, "storagepool": true, "io_priority": true, "profile": true,
+	"ec": true, "volumetype": true, "io_priority": true, "profile": true,
 	"storagepolicy": true, "nodes": true, "zones": true, "racks": true, "sticky": true, "secure": true,
 	"from": true, "parent": true, "snap_schedule": true, "shared": true,
 	"ack": true, "iops": true, "bandwidth": true, "max_iops": true, "max_bandwidth": true,
@@ -172,6 +175,11 @@ func (o *VolumeOptions) set(name, key, value string) error {
 	case "segment_size":
 		if o.SegmentSize, err = ParseSize(value); err == nil && (o.SegmentSize < RegionSize || o.SegmentSize%RegionSize != 0) {
 			err = Errorf(ErrInvalid, "option %s: %s (%d bytes) is not a multiple of 1 MiB", key, value, o.SegmentSize).WithRemedy("use for example 64G; a size without a unit is GiB")
+		}
+	case "pool":
+		o.Pool = value
+		if err = CheckPoolName(value); err != nil {
+			err = Errorf(ErrInvalid, "option %s: %w", key, err).WithRemedy("%s", RemedyOf(err))
 		}
 	case "labels":
 		for _, pair := range strings.Split(value, ",") {
@@ -277,7 +285,12 @@ func ParseInlineName(s string) (name string, options map[string]string, err erro
 }
 
 // CheckVolumeName accepts [A-Za-z0-9][A-Za-z0-9_.-]{0,127}.
-func CheckVolumeName(name string) error {
+func CheckVolumeName(name string) error { return checkName("volume", name) }
+
+// CheckPoolName accepts what CheckVolumeName does.
+func CheckPoolName(name string) error { return checkName("pool", name) }
+
+func checkName(what, name string) error {
 	ok := len(name) >= 1 && len(name) <= 128
 	for i := 0; ok && i < len(name); i++ {
 		c := name[i]
@@ -285,7 +298,7 @@ func CheckVolumeName(name string) error {
 		ok = letter || i > 0 && (c == '_' || c == '.' || c == '-')
 	}
 	if !ok {
-		return Errorf(ErrInvalid, "%q is not a volume name", name).WithRemedy("use 1 to 128 letters, digits, _ . and -, starting with a letter or digit")
+		return Errorf(ErrInvalid, "%q is not a %s name", name, what).WithRemedy("use 1 to 128 letters, digits, _ . and -, starting with a letter or digit")
 	}
 	return nil
 }

@@ -57,11 +57,11 @@ func TestFormatSize(t *testing.T) {
 
 func TestParseOptions(t *testing.T) {
 	o, err := ParseOptions(map[string]string{"Size": "2G", "HA-Level": "2", "FSTYPE": "xfs", "mkfsOptions": "-m crc=1",
-		"mountopts": "noatime", "label.Team": "db", "labels": "a=b,c=d", "min-copies": "2", "on_quorum_loss": "Error:90s", "Read-Promises": "Off", "segment_size": "256M"})
+		"mountopts": "noatime", "label.Team": "db", "labels": "a=b,c=d", "min-copies": "2", "on_quorum_loss": "Error:90s", "Read-Promises": "Off", "segment_size": "256M", "StoragePool": "ssd"})
 	if err != nil {
 		t.Fatal(err)
 	}
-	if o.Size != 2<<30 || o.Replicas != 2 || o.FileSystem != "xfs" || o.MkfsOptions != "-m crc=1" || o.MountOptions != "noatime" || o.MinCopies != 2 || o.ReadPromises != "off" || o.SegmentSize != 256<<20 || o.OnQuorumLoss != "error:1m30s" {
+	if o.Size != 2<<30 || o.Replicas != 2 || o.FileSystem != "xfs" || o.MkfsOptions != "-m crc=1" || o.MountOptions != "noatime" || o.MinCopies != 2 || o.ReadPromises != "off" || o.SegmentSize != 256<<20 || o.Pool != "ssd" || o.OnQuorumLoss != "error:1m30s" {
 		t.Errorf("got %+v", o)
 	}
 	if want := map[string]string{"Team": "db", "a": "b", "c": "d"}; !maps.Equal(o.Labels, want) {
@@ -73,6 +73,8 @@ func TestParseOptions(t *testing.T) {
 		says string
 	}{
 		{map[string]string{"size": "0"}, ErrInvalid, "smallest volume"},
+		{map[string]string{"pool": "a b"}, ErrInvalid, `"a b" is not a pool name`},
+		{map[string]string{"pool": ""}, ErrInvalid, "pool name"},
 		{map[string]string{"size": "1e30"}, ErrInvalid, "1e30"},
 		{map[string]string{"sise": "1G"}, ErrInvalid, "the options are fs, labels"},
 		{map[string]string{"replicas": "0"}, ErrInvalid, "from 1 to 7"},

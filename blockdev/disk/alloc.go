@@ -383,8 +383,20 @@ func (a *allocator) clear(c int64) {
 	}
 }
 
-func (a *allocator) stat() (free, reserved int64) {
+// allocStat counts chunks.
+type allocStat struct {
+	free, reserved int64
+	waiting        int64 // in use, and free once a checkpoint is durable
+	mapping        int64 // that hold pages of the map
+	backed         int64 // that have space below, in use or not
+}
+
+func (a *allocator) stat() allocStat {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	return a.free, a.reserved
+	s := allocStat{free: a.free, reserved: a.reserved, waiting: int64(len(a.waiting)), mapping: int64(len(a.pages)), backed: a.chunks}
+	if a.backed != nil {
+		s.backed = a.chunks - a.free + a.ready
+	}
+	return s
 }

@@ -56,7 +56,7 @@ func TestMapPagesShareChunks(t *testing.T) {
 			first = append(first, p)
 		}
 	}
-	if free, _ := a.stat(); free != 61 {
+	if free := a.stat().free; free != 61 {
 		t.Fatalf("%d chunks free, want 61", free)
 	}
 	for _, p := range first {
@@ -64,7 +64,7 @@ func TestMapPagesShareChunks(t *testing.T) {
 	}
 	chunks, pages := a.capture()
 	a.settled(chunks, pages)
-	if free, _ := a.stat(); free != 62 {
+	if free := a.stat().free; free != 62 {
 		t.Fatalf("%d chunks free after a map chunk emptied, want 62", free)
 	}
 }
@@ -82,7 +82,7 @@ func TestReservations(t *testing.T) {
 		t.Fatal(err)
 	}
 	a.release(room - 1)
-	if free, reserved := a.stat(); free != 63 || reserved != 0 {
-		t.Fatalf("free %d, reserved %d", free, reserved)
+	if s := a.stat(); s.free != 63 || s.reserved != 0 {
+		t.Fatalf("free %d, reserved %d", s.free, s.reserved)
 	}
 }

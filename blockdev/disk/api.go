@@ -24,8 +24,11 @@ type FormatOptions struct {
 	// WALSize in bytes, at least MinWALSize. Zero: 1/16 of the disk, at least
 	// 256 MiB and at most 2 GiB, but never more than 1/4 of the disk.
 	WALSize int64
-	// Force overwrites what Format would refuse to touch.
+	// Force overwrites what Format would refuse to touch, but what InUse names.
 	Force bool
+	// InUse says who uses the target now ("it is mounted at /srv"), or "" if
+	// nobody is seen to. May be nil.
+	InUse func(path string) (what string, err error)
 	// Probe says what a non-blank target holds ("ext4 file system"), or "" if
 	// it knows nothing of it. May be nil.
 	Probe func(path string) (what string, err error)
@@ -83,6 +86,16 @@ type Stat struct {
 	Capacity  int64              // of the chunks, mapped or not
 	Used      int64              // of the chunks that hold data, map or logged writes, or wait to be freed
 	Reserved  int64              // of the chunks that logged entries will need
+	// Reclaimable is what of Used comes free with the next checkpoint: what was
+	// trimmed, overwritten anew or deleted, and is applied.
+	Reclaimable int64
+	Map         int64 // what of Used holds the map
+	// Allocated is what chunks take of the file system below: Used, and free ones
+	// that space was set aside for (at most 64 MiB ahead of need, and what Reserved
+	// and the map's next checkpoint need). An image takes the superblocks besides,
+	// and after it was opened again maybe what an earlier life set aside, until that
+	// is used or the file system runs full. On a device it is the Capacity.
+	Allocated int64
 	WALSize   int64
 	WALUsed   int64 // with what logged writes hold in chunks
 	Replicas  int

@@ -75,11 +75,12 @@ var errClosed = holdfast.Errorf(holdfast.ErrUnavailable, "the disk is closed")
 
 // Stat returns what is known of the disk.
 func (d *Disk) Stat() Stat {
-	free, reserved := d.alloc.stat()
+	chunks := d.alloc.stat()
 	s := Stat{
 		Cluster: d.super.cluster, Node: d.super.node, Disk: d.super.disk, OpenCount: d.super.openCount,
 		Size: d.super.size, Capacity: d.alloc.chunks * chunkSize,
-		Used: (d.alloc.chunks - free) * chunkSize, Reserved: reserved * chunkSize,
+		Used: (d.alloc.chunks - chunks.free) * chunkSize, Reserved: chunks.reserved * chunkSize,
+		Reclaimable: chunks.waiting * chunkSize, Map: chunks.mapping * chunkSize, Allocated: chunks.backed * chunkSize,
 		WALSize: d.wal.size(), WALUsed: d.wal.used(),
 		MarkedFailed: d.super.flags&superFailed != 0, ReadOnly: d.super.refusesWrites(),
 	}
@@ -249,8 +250,9 @@ func (r *Replica) release(t *tree) {
 			break
 		}
 		next = some[0] + 1
-		l, err := t.leaves[some[0]], error(nil)
+		l := t.leaves[some[0]]
 		if l == nil {
+			var err error
 			if l, err = r.readLeaf(some[0], t.ref(pageKey{0, some[0]})); err != nil {
 				lost++
 				continue

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	iofs "io/fs"
 	"path/filepath"
+	"syscall"
 
 	"github.com/holdfast-storage/holdfast"
 	"github.com/holdfast-storage/holdfast/blockdev/vfs"
@@ -27,7 +28,8 @@ const blankCheck = 4 << 20
 // Format makes a disk of path: an image file, created if it is not there, with
 // its WAL files in the directory path.wal beside it, or a block device. On
 // return everything is durable. It refuses (ErrRefused) a target that is not
-// blank, unless forced (ErrExists if it is a disk of this very node), and
+// blank, unless forced (ErrExists if it is a disk of this very node), one that is
+// in use, forced or not, and an image larger than its file system can hold;
 // ErrInvalid sizes; it fails with ErrIO.
 func Format(ctx context.Context, fs vfs.FS, path string, o FormatOptions) error {
 	if o.Cluster.IsZero() || o.Node.IsZero() {
@@ -43,6 +45,15 @@ func Format(ctx context.Context, fs vfs.FS, path string, o FormatOptions) error 
 		return holdfast.Errorf(holdfast.ErrIO, "format %s: %w", path, err)
 	case !isNew && st.Kind != vfs.KindRegular && st.Kind != vfs.KindBlockDevice:
 		return holdfast.Errorf(holdfast.ErrInvalid, "format %s: neither a file nor a block device", path)
+	}
+	if o.InUse != nil && !isNew {
+		what, err := o.InUse(path)
+		if err != nil {
+			return holdfast.Errorf(holdfast.ErrRefused, "find out who uses %s: %w", path, err)
+		}
+		if what != "" {
+			return holdfast.Errorf(holdfast.ErrRefused, "%s is in use: %s", path, what).WithRemedy("end that first, or pick another disk; no force overrides it")
+		}
 	}
 	device := st.Kind == vfs.KindBlockDevice
 	size := st.Size
@@ -67,6 +78,9 @@ func Format(ctx context.Context, fs vfs.FS, path string, o FormatOptions) error 
 	err = format(ctx, fs, f, path, super, st.Size, device, &o)
 	if cerr := f.Close(); err == nil && cerr != nil {
 		err = holdfast.Errorf(holdfast.ErrIO, "format %s: %w", path, cerr)
+	}
+	if isNew && holdfast.KindOf(err) == holdfast.ErrRefused {
+		_ = fs.Remove(path) // nothing half done: it was made here, and holds nothing
 	}
 	return err
 }
@@ -114,6 +128,11 @@ func format(ctx context.Context, fs vfs.FS, f vfs.File, path string, s *superblo
 			return err
 		}
 	}
+	if !device {
+		if err := extend(f, path, had, s.size); err != nil {
+			return err
+		}
+	}
 	// What was here is gone from now on, whatever happens next.
 	zero := vfs.AlignedBuffer(superSize)
 	for _, off := range []int64{superA, superB} {
@@ -131,9 +150,6 @@ func format(ctx context.Context, fs vfs.FS, f vfs.File, path string, s *superblo
 			return wrap(err)
 		}
 	} else {
-		if err := f.Truncate(s.size); err != nil {
-			return wrap(err)
-		}
 		if err := makeWAL(ctx, fs, path, s); err != nil {
 			return wrap(err)
 		}
@@ -147,6 +163,43 @@ func format(ctx context.Context, fs vfs.FS, f vfs.File, path string, s *superblo
 		}
 	}
 	return nil
+}
+
+// extend makes an image as long as it is to be. It is changed no further than
+// that: a file system that cannot hold so long a file must not cost what is there.
+func extend(f vfs.File, path string, had, size int64) error {
+	if err := f.NoCopyOnWrite(); errors.Is(err, vfs.ErrCopyOnWrite) {
+		return holdfast.Errorf(holdfast.ErrRefused, "%s lies on btrfs and would be copied at every write: %w", path, err).
+			WithRemedy("remove the file: it is made anew as it must be, or give a device")
+	} else if err != nil {
+		return holdfast.Errorf(holdfast.ErrIO, "format %s: %w", path, err)
+	}
+	err := f.Truncate(size)
+	if err == nil {
+		return nil
+	}
+	if !errors.Is(err, syscall.EFBIG) && !errors.Is(err, syscall.EINVAL) {
+		return holdfast.Errorf(holdfast.ErrIO, "format %s: %w", path, err)
+	}
+	most := longest(f, had, size)
+	if err := f.Truncate(had); err != nil {
+		return holdfast.Errorf(holdfast.ErrIO, "format %s: %w", path, err)
+	}
+	return holdfast.Errorf(holdfast.ErrRefused, "%s is to have %s (%d bytes), and its file system holds no file larger than %s (%d bytes)",
+		path, holdfast.FormatSize(size), size, holdfast.FormatSize(most), most).
+		WithRemedy("give a size of at most %d bytes, several images, another file system or a device", most&^(holdfast.ChunkSize-1))
+}
+
+// longest finds how long a file may be, by trying: at least have, less than size.
+func longest(f vfs.File, have, size int64) int64 {
+	for have+1 < size {
+		if mid := have + (size-have)/2; f.Truncate(mid) == nil {
+			have = mid
+		} else {
+			size = mid
+		}
+	}
+	return have
 }
 
 // refuse looks for anything that somebody may still want.
@@ -220,7 +273,15 @@ func makeWAL(ctx context.Context, fs vfs.FS, path string, s *superblock) error {
 		if err != nil {
 			return err
 		}
-		err = f.Truncate(s.slotSize)
+		if had, serr := f.Size(); serr == nil && had > 0 {
+			err = f.Truncate(0) // forced: the file of another disk
+		}
+		if err == nil {
+			err = f.NoCopyOnWrite()
+		}
+		if err == nil {
+			err = f.Truncate(s.slotSize)
+		}
 		if err == nil {
 			err = fill(ctx, f, 0, s.slotSize)
 		}
@@ -252,4 +313,64 @@ func fill(ctx context.Context, f vfs.File, off, n int64) error {
 		return err
 	}
 	return f.DropCache()
+}
+
+// Identify reads which disk the formatted file or device at path is.
+func Identify(fs vfs.FS, path string) (holdfast.DiskID, error) {
+	f, err := fs.OpenFile(path, vfs.ReadOnly)
+	if err != nil {
+		return holdfast.DiskID{}, holdfast.Errorf(holdfast.ErrNotFound, "%w", err)
+	}
+	defer f.Close() //nolint:errcheck // opened for reading
+	s, err := readSuperblock(f)
+	if err != nil {
+		return holdfast.DiskID{}, holdfast.Errorf(holdfast.KindOf(err), "%s: %w", path, err)
+	}
+	return s.disk, nil
+}
+
+// Erase makes what was a disk unknown: both superblocks are overwritten, durably,
+// so that nothing opens it again. Its space is not given back; of an image, the
+// file and the directory of its log can be removed. It must not be open.
+func Erase(fs vfs.FS, path string, id holdfast.DiskID) error {
+	st, err := fs.Stat(path)
+	if errors.Is(err, iofs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return holdfast.Errorf(holdfast.ErrIO, "erase %s: %w", path, err)
+	}
+	flags := vfs.Flag(0)
+	if st.Kind == vfs.KindBlockDevice {
+		flags = vfs.Exclusive
+	}
+	f, err := fs.OpenFile(path, flags)
+	if err != nil {
+		return holdfast.Errorf(holdfast.ErrRefused, "erase %s: %w", path, err)
+	}
+	err = erase(f, path, id)
+	if cerr := f.Close(); err == nil && cerr != nil {
+		err = holdfast.Errorf(holdfast.ErrIO, "erase %s: %w", path, cerr)
+	}
+	return err
+}
+
+func erase(f vfs.File, path string, id holdfast.DiskID) error {
+	if err := f.Lock(); err != nil {
+		return holdfast.Errorf(holdfast.ErrRefused, "erase %s: %w", path, err)
+	}
+	s, err := readSuperblock(f)
+	if err != nil || s.disk != id { // no disk, or another one by now: not ours to touch
+		return holdfast.Errorf(holdfast.ErrRefused, "erase %s: it is not disk %v any more", path, id)
+	}
+	zero := vfs.AlignedBuffer(superSize)
+	for _, off := range []int64{superA, superB} {
+		if _, err := f.WriteAt(zero, off); err != nil {
+			return holdfast.Errorf(holdfast.ErrIO, "erase %s: %w", path, err)
+		}
+	}
+	if err := f.Sync(); err != nil {
+		return holdfast.Errorf(holdfast.ErrIO, "erase %s: %w", path, err)
+	}
+	return nil
 }

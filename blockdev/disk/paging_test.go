@@ -596,7 +596,6 @@ func TestDamagedBeginsAnew(t *testing.T) {
 			if r.Status().Damaged == nil {
 				t.Fatal("not damaged")
 			}
-			other, _ := d.Replica(testDesc(1, 0).Replica)
 			if err := r.Fence(3); err != nil {
 				t.Fatal(err)
 			}
@@ -641,7 +640,7 @@ func TestDamagedBeginsAnew(t *testing.T) {
 				d, r = open(fs)
 				wantRead(t, r, 0, want)
 				wantRead(t, r, 65536, pattern(51, 4096))
-				if other, _ = d.Replica(testDesc(1, 0).Replica); what == "map" {
+				if other, _ := d.Replica(testDesc(1, 0).Replica); what == "map" {
 					mustRead(t, other, 0, 4096) // a hole in the log may concern anybody
 				}
 			}

@@ -91,11 +91,56 @@ func TestSignature(t *testing.T) {
 	}
 }
 
-func run(t *testing.T, name string, args ...string) {
+func run(t *testing.T, name string, args ...string) string {
 	t.Helper()
-	if r, err := Exec(t.Context(), name, args...); err != nil || r.Code != 0 {
+	r, err := Exec(t.Context(), name, args...)
+	if err != nil || r.Code != 0 {
 		t.Fatalf("%s: exit %d, %v: %s", name, r.Code, err, r.said())
 	}
+	return r.Stdout
+}
+
+// TestSignatureKinds: whatever somebody may still want is told by its name. What
+// needs a program that few machines have is skipped without it.
+func TestSignatureKinds(t *testing.T) {
+	needPrograms(t, "blkid", "wipefs")
+	const size = 320 << 20
+	for _, c := range []struct {
+		name    string
+		program string // that the test needs
+		make    func(path string)
+		want    string
+	}{
+		{"ext2", "mkfs.ext2", func(p string) { run(t, "mkfs.ext2", "-q", p) }, "a file system of type ext2"},
+		{"ext3", "mkfs.ext3", func(p string) { run(t, "mkfs.ext3", "-q", p) }, "a file system of type ext3"},
+		{"btrfs", "mkfs.btrfs", func(p string) { run(t, "mkfs.btrfs", "-q", p) }, "a file system of type btrfs"},
+		{"vfat", "mkfs.vfat", func(p string) { run(t, "mkfs.vfat", p) }, "a file system of type vfat"},
+		{"swap", "mkswap", func(p string) { run(t, "mkswap", p) }, "swap"},
+		{"a dos partition table", "sfdisk", func(p string) { sfdisk(t, p, "label: dos\n,,83\n") }, "a partition table of type dos"},
+		{"a gpt", "sfdisk", func(p string) { sfdisk(t, p, "label: gpt\n,,L\n") }, "a partition table of type gpt"},
+		{"LUKS", "", func(p string) { writeAt(t, p, 0, "LUKS\xba\xbe\x00\x01") }, "crypto_LUKS"},
+		{"md", "", func(p string) { // version 1.2, at 4 KiB: magic, major version, and where it lies itself
+			writeAt(t, p, 4096, "\xfc\x4e\x2b\xa9\x01\x00\x00\x00")
+			writeAt(t, p, 4096+144, "\x08\x00\x00\x00\x00\x00\x00\x00")
+		}, "linux_raid_member"},
+	} {
+		if c.program != "" {
+			if _, err := lookPath(c.program); err != nil {
+				t.Logf("%s: %s is not installed", c.name, c.program)
+				continue
+			}
+		}
+		path := image(t, size)
+		c.make(path)
+		if what, err := Signature(t.Context(), path); err != nil || !strings.Contains(what, c.want) {
+			t.Errorf("%s: got signature %q, %v, want %q in it", c.name, what, err, c.want)
+		}
+	}
+}
+
+func sfdisk(t *testing.T, path, table string) {
+	t.Helper()
+	run(t, "sh", "-c", "printf '"+table+"' | sfdisk -q "+path)
 }
 
 func TestSignatureErrors(t *testing.T) {

@@ -264,7 +264,7 @@ func (m *Memory) Stat(path string) (Stat, error) {
 		return ino.stat(), nil
 	}
 	for name := range m.names {
-		if strings.HasPrefix(name, path+"/") {
+		if strings.HasPrefix(name, strings.TrimSuffix(path, "/")+"/") {
 			return Stat{Kind: KindDirectory}, nil
 		}
 	}
@@ -563,6 +563,8 @@ func (f *memFile) PunchHole(off, n int64) error {
 
 func (f *memFile) DropCache() error    { return nil }
 func (f *memFile) AdviseRandom() error { return nil }
+
+func (f *memFile) NoCopyOnWrite() error { return nil }
 
 func (f *memFile) Lock() error {
 	f.m.mu.Lock()

@@ -217,6 +217,47 @@ func (f *osFile) AdviseRandom() error {
 	return unix.Fadvise(int(f.f.Fd()), 0, 0, unix.FADV_RANDOM)
 }
 
+func (f *osFile) NoCopyOnWrite() error {
+	var st unix.Stat_t
+	var sfs unix.Statfs_t
+	fd := int(f.f.Fd())
+	if err := errors.Join(unix.Fstat(fd, &st), unix.Fstatfs(fd, &sfs)); err != nil {
+		return &iofs.PathError{Op: "stat", Path: f.path, Err: err}
+	}
+	if st.Mode&unix.S_IFMT != unix.S_IFREG || sfs.Type != unix.BTRFS_SUPER_MAGIC {
+		return nil
+	}
+	flags, err := unix.IoctlGetInt(fd, unix.FS_IOC_GETFLAGS)
+	if err != nil {
+		return &iofs.PathError{Op: "get flags", Path: f.path, Err: err}
+	}
+	switch set, err := inPlace(flags, st.Size); {
+	case err != nil:
+		return &iofs.PathError{Op: "set flags", Path: f.path, Err: err}
+	case set == flags:
+		return nil
+	default:
+		if err := unix.IoctlSetPointerInt(fd, unix.FS_IOC_SETFLAGS, set); err != nil {
+			return &iofs.PathError{Op: "set flags", Path: f.path, Err: err}
+		}
+		return nil
+	}
+}
+
+// Inode flags of linux/fs.h.
+const (
+	flagCompressed = 0x00000004 // FS_COMPR_FL
+	flagNoCOW      = 0x00800000 // FS_NOCOW_FL
+)
+
+// inPlace are the inode flags of a file on btrfs that is written in place.
+func inPlace(flags int, size int64) (int, error) {
+	if flags&flagNoCOW == 0 && size > 0 {
+		return flags, ErrCopyOnWrite
+	}
+	return flags&^flagCompressed | flagNoCOW, nil // the two exclude each other
+}
+
 func (f *osFile) Lock() error {
 	for {
 		err := unix.Flock(int(f.f.Fd()), unix.LOCK_EX|unix.LOCK_NB)

@@ -103,6 +103,11 @@ type File interface {
 	DropCache() error
 	// AdviseRandom asks the kernel for no readahead of its own.
 	AdviseRandom() error
+	// NoCopyOnWrite has the file system write in place from now on: on btrfs,
+	// where every overwrite of an image would else be a new extent, and of a
+	// file that is empty still. Elsewhere, and of a block device, it does
+	// nothing. ErrCopyOnWrite if the file is not empty and is not so already.
+	NoCopyOnWrite() error
 	// Lock takes the file's exclusive lock (flock) without waiting; it is held
 	// until Close or the death of the process. ErrLocked if another has it.
 	Lock() error

@@ -344,3 +344,25 @@ func TestDeviceInMemory(t *testing.T) {
 		t.Fatal("a foreign file keeps pages")
 	}
 }
+
+// TestInPlace decides what is set on a file of btrfs.
+func TestInPlace(t *testing.T) {
+	const other = 0x40
+	for _, c := range []struct {
+		flags int
+		size  int64
+		want  int
+		err   error
+	}{
+		{0, 0, flagNoCOW, nil},
+		{other, 0, other | flagNoCOW, nil},
+		{flagCompressed, 0, flagNoCOW, nil},
+		{flagNoCOW, 0, flagNoCOW, nil},
+		{flagNoCOW, 1 << 30, flagNoCOW, nil}, // made so before
+		{0, 1, 0, ErrCopyOnWrite},
+	} {
+		if got, err := inPlace(c.flags, c.size); got != c.want || !errors.Is(err, c.err) {
+			t.Errorf("flags %#x of %d bytes: got %#x, %v; want %#x, %v", c.flags, c.size, got, err, c.want, c.err)
+		}
+	}
+}

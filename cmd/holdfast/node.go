@@ -118,37 +118,6 @@ func (c *cli) printImpact(i *apipb.Impact) {
 	t.Render()
 }
 
-func (c *cli) diskCommand() *cobra.Command {
-	return group("disk", "List and check disks", c.diskList(), c.diskFsck())
-}
-
-func (c *cli) diskList() *cobra.Command {
-	var node string
-	cmd := &cobra.Command{
-		Use: "ls", Aliases: []string{"list"}, Short: "List the disks of the cluster", Example: "  holdfast disk ls --node h1",
-		Args: exactly(0, "no argument"),
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			return c.call(cmd, callTimeout, func(ctx context.Context, client *api.Client) error {
-				r, err := client.ListDisks(ctx, &apipb.ListDisksRequest{Node: node})
-				if err != nil {
-					return err
-				}
-				return c.show(r, func() { c.printDisks(r.Disks) })
-			})
-		},
-	}
-	cmd.Flags().StringVar(&node, "node", "", "only this node's")
-	return cmd
-}
-
-func (c *cli) printDisks(disks []*apipb.Disk) {
-	t := c.newTable("NODE", "PATH", "STATE", "SIZE", "USED", "FREE", "REPLICAS", "ID")
-	for _, d := range disks {
-		t.AppendRow([]any{d.Node, d.Path, d.State, size(d.Size), size(d.Used), size(d.Free), d.Replicas, d.Id})
-	}
-	t.Render()
-}
-
 func (c *cli) statusCommand() *cobra.Command {
 	var wait time.Duration
 	cmd := &cobra.Command{

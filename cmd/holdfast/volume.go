@@ -62,6 +62,7 @@ func (c *cli) volumeCreate() *cobra.Command {
 		{"min-copies", "in-sync copies below which writes are held; default 1"},
 		{"on-quorum-loss", "what held requests do: freeze (default), or error:30s"},
 		{"read-promises", "off: confirm every read by asking the other replicas (default on)"},
+		{"pool", "only on disks of this pool, as holdfast disk ls shows them (default any)"},
 		{"segment-size", "what is placed and replicated as one; a multiple of 1M (default 64G)"},
 	} {
 		own[o[0]] = f.String(o[0], "", o[1])
@@ -209,6 +210,7 @@ func (c *cli) printVolume(v *apipb.Volume) {
 	c.field("mkfs", "%s", v.Mkfs)
 	c.field("mount options", "%s", v.MountOptions)
 	c.field("labels", "%s", labels(v.Labels))
+	c.field("pool", "%s", v.Pool)
 	c.field("device", "%s", v.Device)
 	c.field("uri", "%s", v.Uri)
 	if len(v.Mounts) > 0 {
@@ -221,13 +223,13 @@ func (c *cli) printVolume(v *apipb.Volume) {
 		c.field("repair", "%d tries did not do everything, the last: %s", r.Tries, r.Why)
 	}
 	fmt.Fprintln(c.out)
-	t := c.newTable("SEGMENT", "NODE", "STATE", "TAIL", "DURABLE", "TO SYNC", "DISK")
+	t := c.newTable("SEGMENT", "NODE", "STATE", "TAIL", "DURABLE", "USED", "TO SYNC", "DISK")
 	for _, r := range v.Replicas {
 		state := r.State
 		if r.Leaving {
 			state += ", leaving"
 		}
-		t.AppendRow([]any{r.Segment, r.Node, state, r.Tail, r.Durable, size(r.BytesToSync), r.Disk})
+		t.AppendRow([]any{r.Segment, r.Node, state, r.Tail, r.Durable, known(r.Used, r.Served), size(r.BytesToSync), r.Disk})
 	}
 	t.Render()
 }

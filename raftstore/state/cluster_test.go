@@ -168,3 +168,55 @@ func TestRaiseLevelNeedsEveryNode(t *testing.T) {
 	w.refused(&RaiseLevel{To: 3}, holdfast.ErrRefused, ReasonStaleRevision)
 	w.refused(&RaiseLevel{To: 2}, holdfast.ErrRefused, "")
 }
+
+func TestDisksLeave(t *testing.T) {
+	a := newAttached(t)
+	disk := a.segment().Replicas[0].Disk
+	leave := &SetDiskLeaving{Disk: disk, Leaving: true}
+	a.refused(&DiskRemove{Disk: disk, Force: true}, holdfast.ErrRefused, "")
+	a.refused(&SetDiskLeaving{Disk: newID[holdfast.DiskID](a.world), Leaving: true}, holdfast.ErrNotFound, "")
+	a.must(leave)
+	a.again(leave)
+	d, _ := a.view.Disk(disk)
+	a.must(&DiskOpen{Disk: disk, Node: d.Node, Instance: d.Instance, OpenCount: d.OpenCount + 1, Size: d.Size, Free: d.Free})
+	if d, _ = a.view.Disk(disk); !d.Leaving || d.Usable() {
+		t.Fatalf("opened again it does not leave any more: %+v", d)
+	}
+	for _, c := range a.view.candidates(PlaceRequest{}) {
+		if c.disk.ID == disk {
+			t.Error("a leaving disk is a place for new replicas")
+		}
+	}
+	a.refused(&DiskRemove{Disk: disk, Force: true}, holdfast.ErrRefused, "") // it has a replica
+
+	// Another disk of the node may take it, but only one.
+	other := newID[holdfast.DiskID](a.world)
+	a.must(&DiskOpen{Disk: other, Node: d.Node, Instance: d.Instance, OpenCount: 1, Size: 1 << 40, Free: 1 << 40})
+	add := &AddReplica{Segment: a.seg, LayoutVersion: a.segment().LayoutVersion, Replica: newID[holdfast.ReplicaID](a.world), Disk: disk}
+	a.refused(add, holdfast.ErrRefused, "")
+	add.Disk = other
+	a.must(add)
+	third := *add
+	third.LayoutVersion, third.Replica = a.segment().LayoutVersion, newID[holdfast.ReplicaID](a.world)
+	a.refused(&third, holdfast.ErrRefused, "")
+
+	a.must(&Detach{Volume: a.vol, Epoch: 1, Ends: []SegmentEnd{{}}})
+	a.must(&DeleteVolume{Volume: a.vol})
+	a.refused(&DiskRemove{Disk: disk}, holdfast.ErrRefused, "") // it is to be asked to delete
+	force := &DiskRemove{Disk: disk, Force: true}
+	a.must(force)
+	a.again(force)
+	if place, _ := a.view.Replica(a.r[0]); !place.Gone {
+		t.Error("a replica of a removed disk is not gone")
+	}
+	for d := range a.view.Disks() {
+		if d.ID == disk {
+			t.Error("a removed disk is listed")
+		}
+	}
+	d, _ = a.view.Disk(disk)
+	a.refused(&DiskOpen{Disk: disk, Node: d.Node, Instance: d.Instance, OpenCount: d.OpenCount + 1, Size: 1, Free: 1}, holdfast.ErrRefused, ReasonRemoved)
+	a.refused(&DiskUpdate{Disk: disk, OpenCount: d.OpenCount, Size: 1, Free: 1}, holdfast.ErrRefused, ReasonRemoved)
+	a.refused(&DiskFailed{Disk: disk, OpenCount: d.OpenCount, Reason: "EIO"}, holdfast.ErrRefused, ReasonRemoved)
+	a.refused(&SetDiskLeaving{Disk: disk}, holdfast.ErrRefused, ReasonRemoved)
+}

@@ -95,6 +95,8 @@ const (
 	kindUpdateVolume  commandKind = 26
 	kindSetDuty       commandKind = 27
 	kindEndRepair     commandKind = 28
+	kindDiskLeaving   commandKind = 29
+	kindDiskRemove    commandKind = 30
 )
 
 // newCommand returns an empty command of a kind, nil if there is none.
@@ -156,6 +158,10 @@ func newCommand(k commandKind) Command {
 		return &SetDuty{}
 	case kindEndRepair:
 		return &EndRepair{}
+	case kindDiskLeaving:
+		return &SetDiskLeaving{}
+	case kindDiskRemove:
+		return &DiskRemove{}
 	}
 	return nil
 }

@@ -45,6 +45,9 @@ func (c *DiskOpen) apply(t *View) (Result, error) {
 		if have.Node != c.Node {
 			return Result{}, refuse(holdfast.ErrRefused, ReasonForeign, "disk %v belongs to node %v: this is a clone, or it was moved", c.Disk, have.Node)
 		}
+		if have.Removed {
+			return Result{}, diskRemoved(have)
+		}
 		if have.OpenCount == c.OpenCount && have.Instance == c.Instance {
 			return Result{}, nil
 		}
@@ -55,6 +58,9 @@ func (c *DiskOpen) apply(t *View) (Result, error) {
 	}
 	d := Disk{ID: c.Disk, Node: c.Node, Instance: c.Instance, OpenCount: c.OpenCount,
 		State: holdfast.DiskOK, Pool: c.Pool, Size: c.Size, Free: c.Free}
+	if have, ok := t.disks.get(c.Disk); ok {
+		d.Leaving = have.Leaving
+	}
 	if c.Failed != "" {
 		d.State, d.Reason = holdfast.DiskFailed, c.Failed
 	}
@@ -116,10 +122,81 @@ func (c *DiskFailed) apply(t *View) (Result, error) {
 	return Result{Changed: true}, nil
 }
 
+// SetDiskLeaving says that a disk is to be removed: its replicas are made anew on
+// other disks, and nothing is placed on it. Or that it is not, after all.
+type SetDiskLeaving struct {
+	Disk    holdfast.DiskID
+	Leaving bool
+}
+
+func (*SetDiskLeaving) kind() commandKind { return kindDiskLeaving }
+
+func (c *SetDiskLeaving) apply(t *View) (Result, error) {
+	have, ok := t.disks.get(c.Disk)
+	switch {
+	case !ok:
+		return Result{}, notFound("disk", c.Disk)
+	case have.Removed:
+		return Result{}, diskRemoved(have)
+	case have.Leaving == c.Leaving:
+		return Result{}, nil
+	}
+	d := *have
+	d.Leaving = c.Leaving
+	t.disks = t.disks.set(d.ID, &d)
+	return Result{Changed: true}, nil
+}
+
+// DiskRemove removes a leaving disk for ever. It is refused while a replica stands
+// on it; one that is being deleted goes with it only by force: for a disk that will
+// not be asked again.
+type DiskRemove struct {
+	Disk  holdfast.DiskID
+	Force bool
+}
+
+func (*DiskRemove) kind() commandKind { return kindDiskRemove }
+
+func (c *DiskRemove) apply(t *View) (Result, error) {
+	have, ok := t.disks.get(c.Disk)
+	switch {
+	case !ok:
+		return Result{}, notFound("disk", c.Disk)
+	case have.Removed:
+		return Result{}, nil
+	case !have.Leaving:
+		return Result{}, holdfast.Errorf(holdfast.ErrRefused, "disk %v is not told to leave", c.Disk).WithRemedy("see holdfast disk rm")
+	}
+	var deleting []holdfast.ReplicaID
+	for p := range t.ReplicasOn(c.Disk) {
+		if p.Replica.Role != holdfast.RoleDeleting || !c.Force {
+			return Result{}, holdfast.Errorf(holdfast.ErrRefused, "disk %v has a replica of volume %s, %s", c.Disk, p.Volume.Name, p.Replica.Role).
+				WithRemedy("wait until it is moved: holdfast disk inspect %v", c.Disk)
+		}
+		deleting = append(deleting, p.Replica.ID)
+	}
+	for _, id := range deleting {
+		if _, err := (&ReplicaGone{Replica: id}).apply(t); err != nil {
+			return Result{}, err
+		}
+	}
+	d := *have
+	d.Removed = true
+	t.disks = t.disks.set(d.ID, &d)
+	return Result{Changed: true}, nil
+}
+
+func diskRemoved(d *Disk) error {
+	return refuse(holdfast.ErrRefused, ReasonRemoved, "disk %v was removed", d.ID)
+}
+
 func (t *View) openDisk(id holdfast.DiskID, count holdfast.OpenCount) (*Disk, error) {
 	d, ok := t.disks.get(id)
 	if !ok {
 		return nil, notFound("disk", id)
+	}
+	if d.Removed {
+		return nil, diskRemoved(d)
 	}
 	if d.OpenCount != count {
 		return nil, refuse(holdfast.ErrRefused, ReasonStaleRevision, "disk %v is at open count %d, not %d", id, d.OpenCount, count)

@@ -56,6 +56,8 @@ func (d *Disk) code(c *coder) {
 	c.str(&d.Pool)
 	u64(c, &d.Size)
 	u64(c, &d.Free)
+	c.bool(&d.Leaving)
+	c.bool(&d.Removed)
 }
 
 func (o *VolumeOptions) code(c *coder) {
@@ -181,6 +183,9 @@ func (x *DiskUpdate) code(c *coder) {
 }
 
 func (x *DiskFailed) code(c *coder) { id(c, &x.Disk); u64(c, &x.OpenCount); c.str(&x.Reason) }
+
+func (x *SetDiskLeaving) code(c *coder) { id(c, &x.Disk); c.bool(&x.Leaving) }
+func (x *DiskRemove) code(c *coder)     { id(c, &x.Disk); c.bool(&x.Force) }
 
 func (x *CreateVolume) code(c *coder) {
 	id(c, &x.Volume)

@@ -116,7 +116,7 @@ func (v *View) candidates(req PlaceRequest) []*candidate {
 	at := map[holdfast.DiskID]*candidate{}
 	for d := range v.Disks() {
 		n, ok := v.nodes.get(d.Node)
-		if !ok || n.Removed || n.Duty != DutyServing || d.State != holdfast.DiskOK || slices.Contains(req.Avoid, n.ID) || req.Pool != "" && req.Pool != d.Pool {
+		if !ok || n.Removed || n.Duty != DutyServing || !d.Usable() || slices.Contains(req.Avoid, n.ID) || req.Pool != "" && req.Pool != d.Pool {
 			continue
 		}
 		c := &candidate{disk: d, node: n}

@@ -80,7 +80,7 @@ func (m *machine) replicaOf(s *Segment) holdfast.ReplicaID {
 func (m *machine) draw() Command {
 	vol, sid, seg := m.volume()
 	node := rapid.IntRange(0, len(m.nodes)-1).Draw(m.rt, "node")
-	commands := []int{0, 2, 3, 5, 8, 10, 12, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23, 24}
+	commands := []int{0, 2, 3, 5, 8, 10, 12, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23, 24, 26}
 	switch {
 	case vol.UnderRepair() && seg.Last().Epoch < vol.Epoch && m.chance(70, "repair"):
 		commands = []int{5}
@@ -187,6 +187,12 @@ func (m *machine) draw() Command {
 	case 24:
 		have, _ := m.view.Node(m.nodes[node])
 		return &SetDuty{Node: have.ID, From: have.Duty, To: pickOne(m, duties, "duty")}
+	case 26:
+		d, _ := m.view.Disk(m.disks[node])
+		if m.chance(40, "remove") {
+			return &DiskRemove{Disk: d.ID, Force: m.chance(50, "force")}
+		}
+		return &SetDiskLeaving{Disk: d.ID, Leaving: !m.chance(60, "stays")}
 	case 22:
 		c := &ForceRecover{Volume: vol.ID, Expect: off(m, vol.Epoch), Lineage: newID[holdfast.LineageID](m.world)}
 		for i := range vol.Segments {
@@ -252,6 +258,20 @@ func (m *machine) compare(old, now *View, cmd Command) {
 			bad("node %v went backwards", n.ID)
 		}
 	}
+	for d := range old.disks.all() {
+		after, ok := now.Disk(d.ID)
+		if !ok || d.Removed && *after != *d {
+			bad("disk %v came back", d.ID)
+		}
+		for p := range now.ReplicasOn(d.ID) {
+			if after.Removed {
+				bad("replica %v stands on disk %v, which was removed", p.Replica.ID, d.ID)
+			}
+			if d.Leaving && after.Leaving && old.segmentHasNot(p) {
+				bad("replica %v was placed on disk %v, which is leaving", p.Replica.ID, d.ID)
+			}
+		}
+	}
 	for p := range old.replicas.all() {
 		if after, ok := now.Replica(p.Replica); !ok || p.Gone && !after.Gone || after.Segment != p.Segment {
 			bad("replica id %v was used again", p.Replica)
@@ -292,6 +312,12 @@ func (m *machine) compare(old, now *View, cmd Command) {
 			}
 		}
 	}
+}
+
+// segmentHasNot says whether a replica is not there yet.
+func (v *View) segmentHasNot(p Placed) bool {
+	_, ok := v.Replica(p.Replica.ID)
+	return !ok
 }
 
 func TestRulesHoldForAnyCommands(t *testing.T) {
@@ -344,7 +370,7 @@ func TestRulesHoldForAnyCommands(t *testing.T) {
 	})
 	// The drawing is worth something only if all of these come to pass.
 	for _, cmd := range []Command{&CreateVolume{}, &AttachBegin{}, &Activate{}, &ShrinkISR{}, &GrowISR{}, &Detach{}, &AddReplica{}, &RemoveReplica{},
-		&ReplicaGone{}, &DeleteVolume{}, &Rename{}, &StartSync{}, &ResizeVolume{}, &DiskFailed{}, &DiskOpen{}, &NodeUpdate{}, &NodeRemove{}, &ForceRecover{}, &UpdateVolume{}, &SetDuty{}, &EndRepair{}} {
+		&ReplicaGone{}, &DeleteVolume{}, &Rename{}, &StartSync{}, &ResizeVolume{}, &DiskFailed{}, &DiskOpen{}, &NodeUpdate{}, &NodeRemove{}, &ForceRecover{}, &UpdateVolume{}, &SetDuty{}, &EndRepair{}, &SetDiskLeaving{}, &DiskRemove{}} {
 		if accepted[Name(cmd)] == 0 {
 			t.Errorf("no %s was ever accepted: the property says nothing of it", Name(cmd))
 		}

@@ -118,7 +118,8 @@ type Node struct {
 	Removed   bool
 }
 
-// Disk is one pooled disk.
+// Disk is one pooled disk. Removed disks stay in the table for ever, so that their
+// ids are never taken again.
 type Disk struct {
 	ID        holdfast.DiskID
 	Node      holdfast.NodeID
@@ -129,7 +130,12 @@ type Disk struct {
 	Pool      string
 	Size      int64 // bytes
 	Free      int64 // bytes, as of the last DiskOpen or DiskUpdate
+	Leaving   bool  // its replicas are moved to other disks, and nothing is placed on it
+	Removed   bool
 }
+
+// Usable says whether replicas may be placed on a disk, as far as the disk decides.
+func (d *Disk) Usable() bool { return d.State == holdfast.DiskOK && !d.Leaving && !d.Removed }
 
 // VolumeOptions are what the user asked for at creation. Zero values mean what
 // the root option parser made of them; the tables only bound them.

@@ -64,11 +64,19 @@ func (v *View) NodeByName(name string) (*Node, bool) {
 	return nil, false
 }
 
-// Disk returns a disk's record.
+// Disk returns a disk's record, removed disks included.
 func (v *View) Disk(id holdfast.DiskID) (*Disk, bool) { return v.disks.get(id) }
 
-// Disks yields all disks in id order.
-func (v *View) Disks() iter.Seq[*Disk] { return v.disks.all() }
+// Disks yields the disks that are not removed, in id order.
+func (v *View) Disks() iter.Seq[*Disk] {
+	return func(yield func(*Disk) bool) {
+		for d := range v.disks.all() {
+			if !d.Removed && !yield(d) {
+				return
+			}
+		}
+	}
+}
 
 // Volume returns a volume's record, tombstones included (Deleted is set).
 func (v *View) Volume(id holdfast.VolumeID) (*Volume, bool) { return v.volumes.get(id) }

@@ -150,8 +150,13 @@ func (t *View) checkPlace(seg *Segment, pool string, r ReplicaPlacement) error {
 	if !ok {
 		return notFound("disk", r.Disk)
 	}
-	if disk.State != holdfast.DiskOK {
+	switch {
+	case disk.Removed:
+		return diskRemoved(disk)
+	case disk.State != holdfast.DiskOK:
 		return holdfast.Errorf(holdfast.ErrRefused, "disk %v failed: %s", disk.ID, disk.Reason)
+	case disk.Leaving:
+		return holdfast.Errorf(holdfast.ErrRefused, "disk %v is leaving", disk.ID)
 	}
 	if pool != "" && disk.Pool != pool {
 		return holdfast.Errorf(holdfast.ErrRefused, "disk %v is of pool %q, not %q", disk.ID, disk.Pool, pool)
@@ -160,9 +165,10 @@ func (t *View) checkPlace(seg *Segment, pool string, r ReplicaPlacement) error {
 		return err
 	}
 	for _, have := range seg.Replicas {
-		// What is abandoned or going away is no copy that could fail with another.
-		counts := have.Role != holdfast.RoleDeleting && have.Role != holdfast.RoleOrphan
-		if d, ok := t.disks.get(have.Disk); ok && d.Node == disk.Node && counts {
+		// What is abandoned or going away is no copy that could fail with another:
+		// a disk's replicas may move to another of its node.
+		d, ok := t.disks.get(have.Disk)
+		if ok && d.Node == disk.Node && have.Role != holdfast.RoleDeleting && have.Role != holdfast.RoleOrphan && d.Usable() {
 			return holdfast.Errorf(holdfast.ErrRefused, "node %v has a replica of this segment already", disk.Node)
 		}
 	}

@@ -102,7 +102,7 @@ func (p *planner) look(vol *state.Volume, index int) *segment {
 		switch {
 		case r.Leaving:
 			out.leaving = append(out.leaving, r)
-		case node == nil || node.Removed || disk.State != holdfast.DiskOK || node.Duty == state.DutyDraining,
+		case node == nil || node.Removed || !disk.Usable() || node.Duty == state.DutyDraining,
 			node.Duty != state.DutyMaintenance && p.s.Lost(node.ID):
 			out.lost = append(out.lost, r)
 		default:
@@ -169,8 +169,9 @@ func (p *planner) add(s *segment) {
 		}
 	}
 	for _, r := range s.seg.Replicas {
-		// No node twice, whatever becomes of the replica that it has.
-		if _, n := p.where(r); n != nil && r.Role != holdfast.RoleDeleting && r.Role != holdfast.RoleOrphan {
+		// No node twice, whatever becomes of the replica that it has: but another
+		// disk of it may take what one that failed or leaves has.
+		if d, n := p.where(r); n != nil && d.Usable() && r.Role != holdfast.RoleDeleting && r.Role != holdfast.RoleOrphan {
 			avoid = append(avoid, n.ID)
 		}
 	}
@@ -266,13 +267,16 @@ func (p *planner) surplus(s *segment) (state.Replica, bool) {
 	}).Replica, true
 }
 
-// shared counts the other good replicas in a node's zone, then rack.
+// shared counts the other good replicas on a node, then in its zone, then rack.
 func (p *planner) shared(s *segment, r state.Replica, n *state.Node) int {
 	count := 0
 	for _, o := range s.good {
 		_, other := p.where(o)
 		if o.ID == r.ID {
 			continue
+		}
+		if n.ID == other.ID { // one of the two was to leave, and stays
+			count += state.MaxReplicas * state.MaxReplicas
 		}
 		if z := n.Labels.Get("zone"); z != "" && z == other.Labels.Get("zone") {
 			count += state.MaxReplicas

@@ -601,3 +601,78 @@ func TestAnyTrouble(t *testing.T) {
 		}
 	})
 }
+
+// disk opens one more disk at a node and returns it.
+func (f *fleet) disk(at int) holdfast.DiskID {
+	f.t.Helper()
+	d := holdfast.NewID[holdfast.DiskID]()
+	f.must(&state.DiskOpen{Disk: d, Node: f.nodes[at], Instance: f.inst[at], OpenCount: 1, Size: 1 << 40, Free: 1 << 40})
+	return d
+}
+
+func (f *fleet) on(id holdfast.VolumeID, disk holdfast.DiskID) bool {
+	for _, r := range f.segment(id).Replicas {
+		if r.Disk == disk {
+			return true
+		}
+	}
+	return false
+}
+
+// TestALeavingDisk: what it has moves to other disks, to another of its own node
+// where no other node may have a copy, and no copy is missed meanwhile.
+func TestALeavingDisk(t *testing.T) {
+	for _, at := range []int{1, -1} { // attached, and not
+		f := newFleet(t, "", "", "")
+		v := f.volume(at, 0, 1, 2)
+		if at < 0 { // of a volume that was never attached nothing can be copied
+			f.attach(v, 1)
+			f.detach(v)
+		}
+		leave := &state.SetDiskLeaving{Disk: f.disks[0], Leaving: true}
+		f.must(leave)
+		f.settle()
+		f.want(v, "there is nowhere to go", 0, 1, 2)
+		if _, blocked := Plan(f.view, f.situation()); len(blocked) != 1 {
+			t.Errorf("nowhere to go: blocked is %v", blocked)
+		}
+		second := f.disk(0)
+		for range 100 {
+			if len(f.round()) == 0 && !f.on(v, f.disks[0]) {
+				break
+			}
+			f.work()
+			if n := len(f.inSyncOn(v)); n < 3 {
+				t.Fatalf("%d in-sync copies on the way", n)
+			}
+		}
+		f.settle()
+		f.want(v, "moved", 0, 1, 2)
+		if f.on(v, f.disks[0]) || !f.on(v, second) {
+			t.Errorf("attached at %d: replicas %+v, want one on the second disk and none on the first", at, f.segment(v).Replicas)
+		}
+		f.must(&state.DiskRemove{Disk: f.disks[0]})
+	}
+}
+
+// TestADiskStaysAfterAll: of two copies on one node, made while one was to leave,
+// one goes, and no other node's.
+func TestADiskStaysAfterAll(t *testing.T) {
+	for range 20 { // ids are random, and the last tie is between them
+		f := newFleet(t, "", "", "")
+		v := f.volume(1, 0, 1, 2)
+		f.disk(0)
+		f.must(&state.SetDiskLeaving{Disk: f.disks[0], Leaving: true})
+		f.round()
+		f.work()
+		if n := len(f.segment(v).Replicas); n != 4 {
+			t.Fatalf("%d replicas, want a fourth", n)
+		}
+		f.must(&state.SetDiskLeaving{Disk: f.disks[0]})
+		f.settle()
+		f.want(v, "after all", 0, 1, 2)
+		if n := len(f.segment(v).Replicas); n != 3 {
+			t.Errorf("%d replicas, want 3", n)
+		}
+	}
+}

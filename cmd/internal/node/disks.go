@@ -7,6 +7,8 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/holdfast-storage/holdfast"
+	"github.com/holdfast-storage/holdfast/blockdev/mount"
+	"github.com/holdfast-storage/holdfast/cmd/internal/reconcile"
 )
 
 // Sizes of the write-ahead log of the disk that is made without --disk.
@@ -19,17 +21,19 @@ const (
 // diskSpecs are the disks to open: those known from earlier starts, and fresh
 // ones of the flags, or on a first start without --disk an image in the data
 // directory.
-func (n *node) diskSpecs() (known, fresh []DiskSpec, err error) {
+func (n *node) diskSpecs() (known, fresh []reconcile.DiskSpec, err error) {
 	err = n.dir.loadJSON("disks.json", &known)
 	first := errors.Is(err, os.ErrNotExist)
 	if err != nil && !first {
 		return nil, nil, holdfast.Errorf(holdfast.ErrIntegrity, "read the known disks: %s: %w", n.dir.file("disks.json"), err).WithRemedy("remove the file and give every disk with --disk")
 	}
 	if n.o.noDisks {
-		if len(known) > 0 {
-			return nil, nil, holdfast.Errorf(holdfast.ErrRefused, "--disk none, but this node has the disk %s", known[0].Path).WithRemedy("leave the flag out")
+		for _, d := range known {
+			if !d.Removed {
+				return nil, nil, holdfast.Errorf(holdfast.ErrRefused, "--disk none, but this node has the disk %s", d.Path).WithRemedy("leave the flag out")
+			}
 		}
-		return nil, nil, nil
+		return known, nil, nil
 	}
 	for _, d := range n.o.disks {
 		if !has(known, d.Path) && !has(fresh, d.Path) {
@@ -46,7 +50,7 @@ func (n *node) diskSpecs() (known, fresh []DiskSpec, err error) {
 	return known, fresh, nil
 }
 
-func has(list []DiskSpec, path string) bool {
+func has(list []reconcile.DiskSpec, path string) bool {
 	for _, d := range list {
 		if d.Path == path {
 			return true
@@ -56,19 +60,31 @@ func has(list []DiskSpec, path string) bool {
 }
 
 // defaultDisk is half of what is free after the WAL, in DATA_DIR/disks/0.img.
-func (n *node) defaultDisk() (DiskSpec, error) {
+func (n *node) defaultDisk() (reconcile.DiskSpec, error) {
 	free, err := freeBytes(n.o.DataDir)
 	if err != nil {
-		return DiskSpec{}, err
+		return reconcile.DiskSpec{}, err
 	}
 	wal := min(max(free/2/defaultWALShare, leastDefaultWAL), mostDefaultWAL) / (1 << 20) * (1 << 20)
 	size := (free - wal) / 2 / (1 << 20) * (1 << 20)
 	if size < minDefaultDisk {
-		return DiskSpec{}, holdfast.Errorf(holdfast.ErrRefused, "%s free in %s after %s of ballast: too little for a disk of at least %s and its log",
+		return reconcile.DiskSpec{}, holdfast.Errorf(holdfast.ErrRefused, "%s free in %s after %s of ballast: too little for a disk of at least %s and its log",
 			holdfast.FormatSize(free), n.o.DataDir, holdfast.FormatSize(n.o.ballast), holdfast.FormatSize(minDefaultDisk)).
 			WithRemedy("give --disk with a device or a size, or a smaller --ballast")
 	}
-	return DiskSpec{Path: n.dir.file("disks", "0.img"), Size: size, WAL: wal}, nil
+	return reconcile.DiskSpec{Path: n.dir.file("disks", "0.img"), Size: size, WAL: wal}, nil
+}
+
+// class is the pool of a disk for which its operator names none.
+func class(path string) string {
+	turns, ok := mount.Rotational(path)
+	switch {
+	case !ok:
+		return ""
+	case turns:
+		return "hdd"
+	}
+	return "ssd"
 }
 
 func writable(dir string) bool { return unix.Access(dir, unix.W_OK) == nil }

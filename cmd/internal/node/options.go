@@ -6,22 +6,20 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
-	"strings"
 	"time"
 
 	"github.com/holdfast-storage/holdfast"
 	"github.com/holdfast-storage/holdfast/cmd/internal/api"
 	"github.com/holdfast-storage/holdfast/cmd/internal/controller"
+	"github.com/holdfast-storage/holdfast/cmd/internal/reconcile"
 )
 
 // Defaults of the daemon's flags.
 const (
 	DefaultDataDir = "/var/lib/holdfast"
 	DefaultBallast = 1 << 30
-	// minBallast and minWAL keep test nodes small and still leave room for what
-	// they are for.
+	// minBallast keeps test nodes small and still leaves room for what it is for.
 	minBallast = 16 << 20
-	minWAL     = 16 << 20
 	// minRebuildAfter: a node is not even called gone before.
 	minRebuildAfter = 5 * time.Second
 	// minDefaultDisk is the least that a disk image made without --disk may
@@ -54,53 +52,9 @@ type Options struct {
 	Version      string
 	Commit       string
 
-	disks   []DiskSpec
+	disks   []reconcile.DiskSpec
 	noDisks bool
 	ballast int64
-}
-
-// DiskSpec is one --disk: a raw block device or an image file.
-type DiskSpec struct {
-	Path string
-	Size int64  // bytes of an image to be made; 0: half of what is free
-	WAL  int64  // bytes of write-ahead log; 0: by the disk's size
-	Pool string // class of the disk; empty: default
-}
-
-// ParseDisk reads PATH[,size=10G][,pool=ssd][,wal=256M].
-func ParseDisk(s string) (DiskSpec, error) {
-	parts := strings.Split(s, ",")
-	d := DiskSpec{Path: parts[0]}
-	if d.Path == "" {
-		return d, holdfast.Errorf(holdfast.ErrInvalid, "--disk %q has no path", s).WithRemedy("write PATH[,size=10G][,pool=ssd][,wal=256M]")
-	}
-	abs, err := filepath.Abs(d.Path)
-	if err != nil {
-		return d, holdfast.Errorf(holdfast.ErrInvalid, "--disk %q: %w", s, err)
-	}
-	d.Path = abs
-	for _, p := range parts[1:] {
-		k, v, _ := strings.Cut(p, "=")
-		switch k {
-		case "size":
-			if d.Size, err = holdfast.ParseSize(v); err == nil && d.Size < 64<<20 {
-				err = holdfast.Errorf(holdfast.ErrInvalid, "size %s is less than 64 MiB", v)
-			}
-		case "wal":
-			if d.WAL, err = holdfast.ParseSize(v); err == nil && d.WAL < minWAL {
-				err = holdfast.Errorf(holdfast.ErrInvalid, "wal %s is less than 16 MiB", v)
-			}
-		case "pool":
-			d.Pool = v
-			err = holdfast.CheckVolumeName(v)
-		default:
-			err = holdfast.Errorf(holdfast.ErrInvalid, "unknown word %q", p).WithRemedy("write PATH[,size=10G][,pool=ssd][,wal=256M]")
-		}
-		if err != nil {
-			return d, holdfast.Errorf(holdfast.ErrInvalid, "--disk %q: %w", s, err)
-		}
-	}
-	return d, nil
 }
 
 // Validate checks what can be checked without touching anything and fills in
@@ -173,7 +127,7 @@ func (o *Options) parseDisks() error {
 			o.noDisks = true
 			continue
 		}
-		d, err := ParseDisk(s)
+		d, err := reconcile.ParseDisk("--disk", s)
 		if err != nil {
 			return err
 		}

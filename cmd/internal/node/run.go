@@ -283,7 +283,8 @@ func (n *node) openDisks(ctx context.Context) error {
 	}
 	n.serve = srv
 	n.disks = reconcile.NewDisks(reconcile.DisksOptions{Cluster: n.meta, Serve: srv, FS: vfs.OS{}, ID: n.id.Cluster, Node: n.id.Node, Instance: n.instance,
-		Probe: func(path string) (string, error) { return mount.Signature(ctx, path) }, Logger: n.log})
+		Probe: func(path string) (string, error) { return mount.Signature(context.WithoutCancel(ctx), path) }, InUse: mount.InUse, Class: class,
+		Save: func(list []reconcile.DiskSpec) error { return n.dir.saveJSON("disks.json", list) }, None: n.o.noDisks, Logger: n.log})
 	n.onClose(func(context.Context) {
 		err := srv.Close()
 		if err := errors.Join(err, n.disks.Close()); err != nil {
@@ -299,25 +300,46 @@ func (n *node) openDisks(ctx context.Context) error {
 		if err := os.MkdirAll(filepath.Dir(d.Path), 0o755); err != nil {
 			return fmt.Errorf("disk %s: %w", d.Path, err)
 		}
-		if err := n.disks.Prepare(ctx, d.Path, d.Size, d.WAL); err != nil {
+		if err := n.disks.Prepare(ctx, d, false); err != nil {
 			return err
 		}
-		if err := n.disks.Open(ctx, d.Path, d.Pool); err != nil {
+		if err := n.disks.Open(ctx, d); err != nil {
 			return err
 		}
+	}
+	if err := n.disks.Know(append(known, fresh...)); err != nil {
+		return err
 	}
 	for _, d := range known {
-		// A disk that worked before and does not now must not keep the others
-		// and the volumes of this node from serving.
-		if err := n.disks.Open(ctx, d.Path, d.Pool); err != nil {
-			if ctx.Err() != nil {
-				return err
-			}
-			n.log.Error("a known disk is out", "path", d.Path, "err", err)
-			n.off = append(n.off, fmt.Sprintf("disk %s is out: %v", d.Path, err))
+		if err := n.openKnown(ctx, d); err != nil {
+			return err
 		}
 	}
-	return n.dir.saveJSON("disks.json", append(known, fresh...))
+	return nil
+}
+
+// openKnown opens a disk of an earlier start. One that worked before and does not
+// now must not keep the others and the volumes of this node from serving.
+func (n *node) openKnown(ctx context.Context, d reconcile.DiskSpec) error {
+	if d.Removed {
+		if has(n.o.disks, d.Path) {
+			n.off = append(n.off, fmt.Sprintf("disk %s was removed: --disk does not open it again (holdfast disk add does)", d.Path))
+		}
+		return nil
+	}
+	err := n.disks.Open(ctx, d)
+	if err == nil || ctx.Err() != nil {
+		return err
+	}
+	if errors.Is(err, state.ReasonRemoved) { // this node did not live to let it go
+		n.log.Info("a removed disk is let go", "path", d.Path)
+		if err = n.disks.Retire(d.Path); err == nil {
+			return nil
+		}
+	}
+	n.log.Error("a known disk is out", "path", d.Path, "err", err)
+	n.off = append(n.off, fmt.Sprintf("disk %s is out: %v", d.Path, err))
+	return nil
 }
 
 func (n *node) reachKeeper(ctx context.Context) error {

@@ -58,6 +58,8 @@ type metrics struct {
 
 	diskCapacity, diskUsed, diskReserved, walSize, walUsed, diskFailed, blocksFound, blocksRepaired, blocksPoisoned metric
 
+	diskReclaimable, diskAllocated, scrubRunning, scrubRead, scrubBad, scrubEnded, scrubs metric
+
 	replicaTail, replicaDurable, replicaCommit, replicaApplied, replicaFailed, replicaIntact, replicaBad, replicaPoison, pingsDropped metric
 
 	memoryUsed, memoryLimit metric
@@ -79,12 +81,20 @@ func newMetrics() *metrics {
 		contact:      gauge("raft_last_contact_seconds", "How long ago this node heard of the raft leader; 0 on the leader."),
 		appliedIndex: gauge("raft_applied_index", "The raft index of this node's view of the metadata."),
 
-		diskCapacity: gauge("disk_capacity_bytes", "What a disk's chunks can hold.", disk...),
-		diskUsed:     gauge("disk_used_bytes", "What of it holds data or map, or waits to be freed.", disk...),
-		diskReserved: gauge("disk_reserved_bytes", "What of it logged entries will need.", disk...),
-		walSize:      gauge("disk_wal_bytes", "The size of a disk's log.", disk...),
-		walUsed:      gauge("disk_wal_used_bytes", "What of the log cannot be recycled yet; writers wait as it nears the size.", disk...),
-		diskFailed:   gauge("disk_failed", "Whether a disk failed, in this process life or an earlier one.", disk...),
+		diskCapacity:    gauge("disk_capacity_bytes", "What a disk's chunks can hold.", disk...),
+		diskUsed:        gauge("disk_used_bytes", "What of it holds data or map, or waits to be freed.", disk...),
+		diskReserved:    gauge("disk_reserved_bytes", "What of it logged entries will need.", disk...),
+		walSize:         gauge("disk_wal_bytes", "The size of a disk's log.", disk...),
+		walUsed:         gauge("disk_wal_used_bytes", "What of the log cannot be recycled yet; writers wait as it nears the size.", disk...),
+		diskReclaimable: gauge("disk_reclaimable_bytes", "What of disk_used_bytes is free with the next checkpoint.", disk...),
+		diskAllocated:   gauge("disk_allocated_bytes", "What a disk's chunks take of the file system below, also those that are set aside.", disk...),
+		diskFailed:      gauge("disk_failed", "Whether a disk failed, in this process life or an earlier one.", disk...),
+
+		scrubRunning: gauge("disk_scrub_running", "Whether a disk is being scrubbed.", disk...),
+		scrubRead:    gauge("disk_scrub_read_bytes", "What the present or the last scrub has compared.", disk...),
+		scrubBad:     gauge("disk_scrub_bad_blocks", "Blocks that it found bad or lost.", disk...),
+		scrubEnded:   gauge("disk_scrub_ended_timestamp_seconds", "When the last scrub ended; 0: none did since the node started, or one runs.", disk...),
+		scrubs:       counter("disk_scrubs_total", "Scrubs that read everything, since the disk was opened.", disk...),
 
 		blocksFound:    counter("disk_bad_blocks_found_total", "Blocks of 4 KiB found to have changed, or lost, since the disk was opened.", disk...),
 		blocksRepaired: counter("disk_bad_blocks_repaired_total", "Bad blocks that came back from another in-sync replica.", disk...),
@@ -135,7 +145,7 @@ func newMetrics() *metrics {
 // all lists every metric, for Describe.
 func (m *metrics) all() []metric {
 	return []metric{m.build, m.nodeGone, m.leader, m.leaderKnown, m.contact, m.appliedIndex,
-		m.diskCapacity, m.diskUsed, m.diskReserved, m.walSize, m.walUsed, m.diskFailed, m.blocksFound, m.blocksRepaired, m.blocksPoisoned,
+		m.diskCapacity, m.diskUsed, m.diskReserved, m.walSize, m.walUsed, m.diskReclaimable, m.diskAllocated, m.diskFailed, m.scrubRunning, m.scrubRead, m.scrubBad, m.scrubEnded, m.scrubs, m.blocksFound, m.blocksRepaired, m.blocksPoisoned,
 		m.replicaTail, m.replicaDurable, m.replicaCommit, m.replicaApplied, m.replicaFailed, m.replicaIntact, m.replicaBad, m.replicaPoison, m.pingsDropped,
 		m.memoryUsed, m.memoryLimit,
 		m.resyncs, m.resyncsWaiting, m.resyncRate, m.resyncLimit, m.requestP99, m.requestBaseline,
@@ -183,6 +193,17 @@ func (c *collector) Collect(out chan<- prometheus.Metric) {
 		put(c.diskReserved, float64(d.Stat.Reserved), labels...)
 		put(c.walSize, float64(d.Stat.WALSize), labels...)
 		put(c.walUsed, float64(d.Stat.WALUsed), labels...)
+		put(c.diskReclaimable, float64(d.Stat.Reclaimable), labels...)
+		put(c.diskAllocated, float64(d.Stat.Allocated), labels...)
+		put(c.scrubRunning, truth(d.Scrub.Running), labels...)
+		put(c.scrubRead, float64(d.Scrub.Read), labels...)
+		put(c.scrubBad, float64(d.Scrub.Bad+d.Scrub.Lost), labels...)
+		ended := 0.0
+		if !d.Scrub.Ended.IsZero() {
+			ended = float64(d.Scrub.Ended.Unix())
+		}
+		put(c.scrubEnded, ended, labels...)
+		put(c.scrubs, float64(d.Scrub.Scrubs), labels...)
 		put(c.diskFailed, truth(d.Stat.Failed != nil || d.Stat.MarkedFailed), labels...)
 		put(c.blocksFound, float64(d.Stat.Repair.Found), labels...)
 		put(c.blocksRepaired, float64(d.Stat.Repair.Repaired), labels...)

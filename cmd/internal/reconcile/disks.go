@@ -29,9 +29,19 @@ type DisksOptions struct {
 	ID       holdfast.ClusterID
 	Node     holdfast.NodeID
 	Instance holdfast.InstanceID
-	// Probe says what a target holds that is not ours; see disk.FormatOptions.
-	Probe  func(path string) (what string, err error)
-	Logger *slog.Logger
+	// Probe says what a target holds that is not ours, InUse who uses it now; see
+	// disk.FormatOptions.
+	Probe, InUse func(path string) (what string, err error)
+	// Class names the pool of a disk for which its operator names none. May be nil.
+	Class func(path string) string
+	// Save keeps the list of this node's disks for its next start. May be nil.
+	Save func([]DiskSpec) error
+	// None: the node was started to have no disks, and is given none.
+	None bool
+	// ScrubEvery is how often a disk is scrubbed. Zero: DefaultScrubEvery;
+	// negative: only when it is asked for.
+	ScrubEvery time.Duration
+	Logger     *slog.Logger
 }
 
 // Disks are this node's pooled disks.
@@ -40,8 +50,12 @@ type Disks struct {
 	ctx    context.Context // of what a failing disk tells raft; ends with Close
 	cancel context.CancelFunc
 
-	mu   sync.Mutex
-	open map[holdfast.DiskID]*openDisk
+	changing sync.Mutex // one disk is added or let go at a time; held across I/O
+
+	mu     sync.Mutex
+	open   map[holdfast.DiskID]*openDisk
+	known  []DiskSpec // also those that do not open, and removed ones
+	closed bool
 }
 
 type openDisk struct {
@@ -49,12 +63,14 @@ type openDisk struct {
 	path  string
 	pool  string
 	count holdfast.OpenCount
+	scrub *scrubber
 }
 
 // OpenedDisk is one disk for lists.
 type OpenedDisk struct {
 	Path, Pool string
 	Stat       disk.Stat
+	Scrub      Scrubbing
 }
 
 // NewDisks returns no disks; Open adds them.
@@ -64,51 +80,76 @@ func NewDisks(o DisksOptions) *Disks {
 	return d
 }
 
-// Prepare formats what is not formatted yet. A target that holds something
-// else, another cluster's disk or another node's, is ErrRefused and unchanged.
-func (d *Disks) Prepare(ctx context.Context, path string, size, wal int64) error {
-	err := disk.Format(ctx, d.o.FS, path, disk.FormatOptions{
-		Cluster: d.o.ID, Node: d.o.Node, Size: size, WALSize: wal, Probe: d.o.Probe,
-	})
+// Prepare formats what is not formatted yet. A target that is in use, or that holds
+// something else, another cluster's disk or another node's, is ErrRefused and
+// unchanged; force overwrites what is not in use. This node's own disk is left as
+// it is, forced or not.
+func (d *Disks) Prepare(ctx context.Context, spec DiskSpec, force bool) error {
+	o := disk.FormatOptions{
+		Cluster: d.o.ID, Node: d.o.Node, Size: spec.Size, WALSize: spec.WAL, Probe: d.o.Probe, InUse: d.o.InUse,
+	}
+	err := disk.Format(ctx, d.o.FS, spec.Path, o)
+	if force && errors.Is(err, holdfast.ErrRefused) {
+		o.Force = true
+		err = disk.Format(ctx, d.o.FS, spec.Path, o)
+	}
 	if errors.Is(err, holdfast.ErrExists) {
 		return nil // ours already
 	}
 	if err != nil {
-		return fmt.Errorf("disk %s: %w", path, err)
+		return fmt.Errorf("disk %s: %w", spec.Path, err)
 	}
-	d.o.Logger.Info("disk formatted", "path", path)
+	d.o.Logger.Info("disk formatted", "path", spec.Path, "forced", o.Force)
 	return nil
 }
 
 // Open opens a formatted disk, tells raft, and serves its replicas. Raft
-// refuses a disk that was rolled back or cloned; then it is closed again.
-func (d *Disks) Open(ctx context.Context, path, pool string) error {
+// refuses a disk that was rolled back, cloned or removed; then it is closed again.
+func (d *Disks) Open(ctx context.Context, spec DiskSpec) error {
+	_, err := d.openOne(ctx, spec)
+	return err
+}
+
+func (d *Disks) openOne(ctx context.Context, spec DiskSpec) (holdfast.DiskID, error) {
+	path, pool := spec.Path, spec.Pool
+	if pool == "" && d.o.Class != nil {
+		pool = d.o.Class(path)
+	}
 	opened := make(chan *openDisk, 1)
 	dk, err := disk.Open(ctx, d.o.FS, path, disk.Options{Logger: d.o.Logger, Cluster: d.o.ID, Node: d.o.Node, OnFail: func(err error) { d.failed(<-opened, err) }})
 	if err != nil {
-		return fmt.Errorf("disk %s: %w", path, err)
+		return holdfast.DiskID{}, fmt.Errorf("disk %s: %w", path, err)
 	}
 	stat := dk.Stat()
 	if stat.ReadOnly != nil { // nothing can be served from it, and its open count is that of its last life
 		dk.Abandon()
-		return fmt.Errorf("disk %s: %w", path, stat.ReadOnly)
+		return stat.Disk, fmt.Errorf("disk %s: %w", path, stat.ReadOnly)
 	}
 	od := &openDisk{Disk: dk, path: path, pool: pool, count: stat.OpenCount}
 	opened <- od
 	cmd := &state.DiskOpen{Disk: stat.Disk, Node: d.o.Node, Instance: d.o.Instance, OpenCount: stat.OpenCount, Pool: pool, Size: stat.Capacity, Free: free(stat)}
 	if err := d.insist(ctx, cmd); err != nil {
 		dk.Abandon()
-		return fmt.Errorf("disk %s: %w", path, err)
+		return stat.Disk, fmt.Errorf("disk %s: %w", path, err)
 	}
 	if err := d.o.Serve.AddDisk(dk); err != nil {
 		dk.Close()
-		return fmt.Errorf("disk %s: %w", path, err)
+		return stat.Disk, fmt.Errorf("disk %s: %w", path, err)
 	}
+	od.scrub = startScrubber(dk, d.o.ScrubEvery, d.o.Logger)
 	d.mu.Lock()
-	d.open[stat.Disk] = od
+	closed := d.closed
+	if !closed {
+		d.open[stat.Disk] = od
+	}
 	d.mu.Unlock()
-	d.o.Logger.Info("disk opened", "path", path, "disk", stat.Disk, "size", stat.Size, "replicas", stat.Replicas)
-	return nil
+	if closed { // the node is stopping, and does not know of this one
+		od.scrub.close()
+		dk.Abandon()
+		return stat.Disk, holdfast.Errorf(holdfast.ErrUnavailable, "the node is stopping")
+	}
+	d.o.Logger.Info("disk opened", "path", path, "disk", stat.Disk, "pool", pool, "size", stat.Size, "replicas", stat.Replicas)
+	return stat.Disk, nil
 }
 
 // insist proposes until raft gives a definite answer.
@@ -158,7 +199,7 @@ func (d *Disks) List() []OpenedDisk {
 	defer d.mu.Unlock()
 	list := make([]OpenedDisk, 0, len(d.open))
 	for _, od := range d.open {
-		list = append(list, OpenedDisk{od.path, od.pool, od.Stat()})
+		list = append(list, OpenedDisk{od.path, od.pool, od.Stat(), od.scrub.state()})
 	}
 	slices.SortFunc(list, func(a, b OpenedDisk) int { return cmp.Compare(a.Path, b.Path) })
 	return list
@@ -174,6 +215,10 @@ func (d *Disks) Run(ctx context.Context) {
 				d.o.Logger.Warn("reconcile disk", "disk", id, "err", err)
 				again = true
 			}
+		}
+		if err := d.giveUp(ctx); err != nil {
+			d.o.Logger.Warn("give up a leaving disk", "err", err)
+			again = true
 		}
 		wait := 30 * time.Second // sizes are reported at this pace when nothing else happens
 		if again {
@@ -218,6 +263,9 @@ func (d *Disks) reconcile(ctx context.Context, id holdfast.DiskID) error {
 			errs = append(errs, fmt.Errorf("replica %v of volume %s: %w", p.Replica.ID, p.Volume.Name, err))
 		}
 	}
+	if rec, ok := d.o.Cluster.View().Disk(id); ok && len(errs) == 0 && (rec.Removed || rec.Leaving && d.empty(id)) {
+		return d.release(ctx, id, od)
+	}
 	errs = append(errs, d.report(ctx, od))
 	return errors.Join(errs...)
 }
@@ -246,10 +294,14 @@ func free(s disk.Stat) int64 { return max(0, s.Capacity-s.Used-s.Reserved) }
 // Close closes every disk. The server must be closed before.
 func (d *Disks) Close() error {
 	d.cancel()
+	d.changing.Lock()
+	defer d.changing.Unlock()
 	d.mu.Lock()
 	defer d.mu.Unlock()
+	d.closed = true
 	var errs []error
 	for id, od := range d.open {
+		od.scrub.close()
 		errs = append(errs, od.Disk.Close())
 		delete(d.open, id)
 	}

@@ -152,11 +152,11 @@ func run(t *testing.T, reg *register, id holdfast.NodeID, fs *vfs.Memory, dir st
 	if n.serve, err = serve.New(serve.Options{Cluster: cluster.ID, Node: id, Instance: n.inst, Level: cluster.Level, PromiseLength: 1}); err != nil {
 		t.Fatal(err)
 	}
-	n.disks = NewDisks(DisksOptions{Cluster: reg, Serve: n.serve, FS: fs, ID: cluster.ID, Node: id, Instance: n.inst, Logger: log})
-	if err := n.disks.Prepare(t.Context(), "/disk.img", 256<<20, 16<<20); err != nil {
+	n.disks = NewDisks(DisksOptions{Cluster: reg, Serve: n.serve, FS: fs, ID: cluster.ID, Node: id, Instance: n.inst, ScrubEvery: -1, Logger: log})
+	if err := n.disks.Prepare(t.Context(), DiskSpec{Path: "/disk.img", Size: 256 << 20, WAL: 16 << 20}, false); err != nil {
 		t.Fatal(err)
 	}
-	if err := n.disks.Open(t.Context(), "/disk.img", ""); err != nil {
+	if err := n.disks.Open(t.Context(), DiskSpec{Path: "/disk.img"}); err != nil {
 		t.Fatal(err)
 	}
 	if n.nbd, err = nbd.NewServer(nbd.Options{}); err != nil {

@@ -169,7 +169,7 @@ func (s *Server) volume(view *state.View, v *state.Volume) *apipb.Volume {
 		Name: v.Name, Id: v.ID.String(), Size: v.Size, State: string(v.State()), Epoch: uint64(v.Epoch),
 		ReplicaCount: int32(v.Options.Replicas), Fs: v.Options.FS, FsState: string(v.Format), Mkfs: v.Options.Mkfs,
 		MountOptions: v.Options.MountOptions, MinCopies: int32(v.Options.MinCopies), OnQuorumLoss: holdfast.HoldPolicy(time.Duration(v.Options.FailHeldAfter) * time.Second),
-		ReadPromises: readPromises(v), Labels: v.Labels.Map(), SegmentSize: v.Options.SegmentSize, Mounts: s.o.Attachments.Users(v.Name), Mountpoint: s.o.Attachments.Path(v.Name),
+		ReadPromises: readPromises(v), Labels: v.Labels.Map(), SegmentSize: v.Options.SegmentSize, Pool: v.Options.Pool, Mounts: s.o.Attachments.Users(v.Name), Mountpoint: s.o.Attachments.Path(v.Name),
 	}
 	if v.Phase != state.PhaseDetached {
 		out.Node, out.Session = s.nodeName(v.Holder.Node), v.Session.String()
@@ -231,6 +231,7 @@ func (s *Server) replica(view *state.View, held reconcile.Held, segment int, r s
 	}
 	if status, ok := s.o.Serve.Replica(r.ID); ok {
 		out.Tail, out.Durable, out.TailEpoch = uint64(status.Core.Tail), uint64(status.Core.Dur), uint64(status.Core.TailEpoch)
+		out.Used = status.Log.Used
 		out.Served, out.Damaged, out.Partial = true, status.Core.Damaged || status.Failed != nil, status.Core.Syncing
 	}
 	if segment >= len(held.Status.Segments) {

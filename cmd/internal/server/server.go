@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"maps"
+	"slices"
 	"strings"
 	"time"
 
@@ -173,13 +175,19 @@ func (s *Server) create(ctx context.Context, name string, raw map[string]string)
 
 // plan turns options into the command that makes the volume.
 func (s *Server) plan(view *state.View, name string, given holdfast.VolumeOptions) (*state.CreateVolume, error) {
-	nodes := nodesWithDisks(view)
-	o := given.WithDefaults(nodes)
-	if nodes == 0 {
+	if nodesWithDisks(view, "") == 0 {
 		return nil, holdfast.Errorf(holdfast.ErrUnavailable, "no node has a disk").WithRemedy("start a node with --disk")
 	}
+	nodes, of := nodesWithDisks(view, given.Pool), ""
+	if given.Pool != "" {
+		of = " of pool " + given.Pool
+	}
+	o := given.WithDefaults(nodes)
+	if nodes == 0 {
+		return nil, holdfast.Errorf(holdfast.ErrRefused, "no disk is%s", of).WithRemedy("the pools are %s; see holdfast disk ls", strings.Join(pools(view), ", "))
+	}
 	if o.Replicas > nodes {
-		return nil, holdfast.Errorf(holdfast.ErrRefused, "%d replicas need as many nodes with disks; there are %d", o.Replicas, nodes).WithRemedy("ask for at most %d, or add nodes", nodes)
+		return nil, holdfast.Errorf(holdfast.ErrRefused, "%d replicas need as many nodes with disks%s; there are %d", o.Replicas, of, nodes).WithRemedy("ask for at most %d, or add nodes", nodes)
 	}
 	if o.MinCopies > o.Replicas {
 		return nil, holdfast.Errorf(holdfast.ErrInvalid, "min_copies=%d is more than the volume's %d replicas", o.MinCopies, o.Replicas).WithRemedy("ask for more replicas, or fewer min_copies")
@@ -189,8 +197,8 @@ func (s *Server) plan(view *state.View, name string, given holdfast.VolumeOption
 		return nil, err
 	}
 	options := state.VolumeOptions{Replicas: o.Replicas, FS: o.FileSystem, Mkfs: o.MkfsOptions, MountOptions: o.MountOptions,
-		SegmentSize: o.SegmentSize, AckMode: holdfast.AckReceived, MinCopies: o.MinCopies, FailHeldAfter: int64(hold.Seconds()), PingsOnly: o.ReadPromises == holdfast.PromisesOff}
-	placement, err := state.Place(view, state.PlaceRequest{Size: o.Size, SegmentSize: options.SegmentSize, Replicas: o.Replicas,
+		SegmentSize: o.SegmentSize, AckMode: holdfast.AckReceived, MinCopies: o.MinCopies, FailHeldAfter: int64(hold.Seconds()), PingsOnly: o.ReadPromises == holdfast.PromisesOff, Pool: o.Pool}
+	placement, err := state.Place(view, state.PlaceRequest{Size: o.Size, SegmentSize: options.SegmentSize, Replicas: o.Replicas, Pool: o.Pool,
 		Avoid: s.goneNodes(view), NewReplica: holdfast.NewID[holdfast.ReplicaID]})
 	if err != nil {
 		return nil, err
@@ -209,14 +217,26 @@ func (s *Server) goneNodes(view *state.View) []holdfast.NodeID {
 	return gone
 }
 
-func nodesWithDisks(view *state.View) int {
+// nodesWithDisks counts the nodes with a usable disk of a pool, "" for any.
+func nodesWithDisks(view *state.View, pool string) int {
 	nodes := map[holdfast.NodeID]bool{}
 	for d := range view.Disks() {
-		if n, ok := view.Node(d.Node); ok && !n.Removed && d.State == holdfast.DiskOK {
+		if n, ok := view.Node(d.Node); ok && !n.Removed && d.Usable() && (pool == "" || pool == d.Pool) {
 			nodes[d.Node] = true
 		}
 	}
 	return len(nodes)
+}
+
+// pools are the names of all pools, sorted.
+func pools(view *state.View) []string {
+	names := map[string]bool{}
+	for d := range view.Disks() {
+		if d.Pool != "" {
+			names[d.Pool] = true
+		}
+	}
+	return slices.Sorted(maps.Keys(names))
 }
 
 // differs names an option that was given and is not what the volume has.
@@ -238,6 +258,8 @@ func differs(v *state.Volume, given holdfast.VolumeOptions) string {
 		return "read_promises"
 	case given.SegmentSize != 0 && given.SegmentSize != v.Options.SegmentSize:
 		return "segment_size"
+	case given.Pool != "" && given.Pool != v.Options.Pool:
+		return "pool"
 	case given.MountOptions != "" && given.MountOptions != v.Options.MountOptions:
 		return "mount option"
 	}

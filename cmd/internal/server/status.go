@@ -104,52 +104,6 @@ func (s *Server) node(view *state.View, n *state.Node) *apipb.Node {
 	return out
 }
 
-// ListDisks implements apipb.HoldfastServer.
-func (s *Server) ListDisks(_ context.Context, req *apipb.ListDisksRequest) (*apipb.ListDisksResponse, error) {
-	view := s.o.Cluster.View()
-	resp := &apipb.ListDisksResponse{}
-	for n := range view.Nodes() {
-		if req.Node == "" || req.Node == n.Name {
-			resp.Disks = append(resp.Disks, s.disks(view, n.ID)...)
-		}
-	}
-	if _, ok := view.NodeByName(req.Node); req.Node != "" && !ok {
-		return nil, holdfast.Errorf(holdfast.ErrNotFound, "no node %q", req.Node).WithRemedy("see holdfast node ls")
-	}
-	slices.SortFunc(resp.Disks, func(a, b *apipb.Disk) int { return cmp.Or(cmp.Compare(a.Node, b.Node), cmp.Compare(a.Id, b.Id)) })
-	return resp, nil
-}
-
-func (s *Server) disks(view *state.View, node holdfast.NodeID) []*apipb.Disk {
-	var list []*apipb.Disk
-	for d := range view.Disks() {
-		if d.Node != node {
-			continue
-		}
-		out := &apipb.Disk{Id: d.ID.String(), Node: s.nodeName(node), State: string(d.State), Pool: d.Pool,
-			Size: d.Size, Free: d.Free, Used: d.Size - d.Free, OpenCount: uint64(d.OpenCount)}
-		for range view.ReplicasOn(d.ID) {
-			out.Replicas++
-		}
-		if node == s.o.Node {
-			s.localDisk(out, d.ID)
-		}
-		list = append(list, out)
-	}
-	return list
-}
-
-// localDisk adds what only the disk's own node knows.
-func (s *Server) localDisk(out *apipb.Disk, id holdfast.DiskID) {
-	for _, d := range s.o.Disks.List() {
-		if d.Stat.Disk == id {
-			out.Path, out.WalSize = d.Path, d.Stat.WALSize
-			out.Size, out.Used = d.Stat.Capacity, d.Stat.Used
-			out.Free = max(0, d.Stat.Capacity-d.Stat.Used-d.Stat.Reserved)
-		}
-	}
-}
-
 // Status implements apipb.HoldfastServer.
 func (s *Server) Status(ctx context.Context, _ *apipb.StatusRequest) (*apipb.ClusterStatus, error) {
 	view := s.o.Cluster.View()
@@ -202,7 +156,7 @@ func (s *Server) Ready(ctx context.Context) error {
 	switch {
 	case err != nil:
 		return holdfast.Errorf(holdfast.ErrUnavailable, "raft has no quorum: %w", err)
-	case nodesWithDisks(view) == 0:
+	case nodesWithDisks(view, "") == 0:
 		return holdfast.Errorf(holdfast.ErrUnavailable, "no node has a disk")
 	}
 	return nil

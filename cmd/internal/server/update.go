@@ -57,7 +57,7 @@ func (s *Server) updated(view *state.View, v *state.Volume, given holdfast.Volum
 	to := v.Options
 	if given.Replicas != 0 {
 		to.Replicas = given.Replicas
-		if nodes := nodesWithDisks(view); to.Replicas > nodes && to.Replicas > v.Options.Replicas {
+		if nodes := nodesWithDisks(view, to.Pool); to.Replicas > nodes && to.Replicas > v.Options.Replicas {
 			return to, holdfast.Errorf(holdfast.ErrRefused, "%d replicas need as many nodes with disks; there are %d", to.Replicas, nodes).WithRemedy("ask for at most %d, or add nodes", nodes)
 		}
 	}
@@ -113,7 +113,7 @@ func (s *Server) SetNodeDuty(ctx context.Context, req *apipb.NodeDutyRequest) (*
 func (s *Server) mayDrain(view *state.View, n *state.Node) error {
 	able := 0
 	for o := range view.Nodes() {
-		if o.ID != n.ID && o.Duty == state.DutyServing && !s.gone(o.ID) && slices.ContainsFunc(slices.Collect(view.Disks()), func(d *state.Disk) bool { return d.Node == o.ID && d.State == holdfast.DiskOK }) {
+		if o.ID != n.ID && o.Duty == state.DutyServing && !s.gone(o.ID) && slices.ContainsFunc(slices.Collect(view.Disks()), func(d *state.Disk) bool { return d.Node == o.ID && d.Usable() }) {
 			able++
 		}
 	}

@@ -331,6 +331,7 @@ type Volume struct {
 	Mounts        []string               `protobuf:"bytes,22,rep,name=mounts,proto3" json:"mounts,omitempty"` // ids that hold the mount
 	Mountpoint    string                 `protobuf:"bytes,23,opt,name=mountpoint,proto3" json:"mountpoint,omitempty"`
 	ReadPromises  string                 `protobuf:"bytes,24,opt,name=read_promises,json=readPromises,proto3" json:"read_promises,omitempty"` // on | off
+	Pool          string                 `protobuf:"bytes,26,opt,name=pool,proto3" json:"pool,omitempty"`                                     // its replicas stand on disks of this pool; empty: any
 	Repair        *Repair                `protobuf:"bytes,25,opt,name=repair,proto3" json:"repair,omitempty"`                                 // of a detached volume, if there is or was one to tell of
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -534,6 +535,13 @@ func (x *Volume) GetReadPromises() string {
 	return ""
 }
 
+func (x *Volume) GetPool() string {
+	if x != nil {
+		return x.Pool
+	}
+	return ""
+}
+
 func (x *Volume) GetRepair() *Repair {
 	if x != nil {
 		return x.Repair
@@ -634,6 +642,7 @@ type Replica struct {
 	Damaged       bool                   `protobuf:"varint,12,opt,name=damaged,proto3" json:"damaged,omitempty"`                         // a record of its log is bad
 	Partial       bool                   `protobuf:"varint,13,opt,name=partial,proto3" json:"partial,omitempty"`                         // it is being filled and holds no one state
 	Served        bool                   `protobuf:"varint,14,opt,name=served,proto3" json:"served,omitempty"`                           // by the node that answers
+	Used          int64                  `protobuf:"varint,16,opt,name=used,proto3" json:"used,omitempty"`                               // bytes of its chunks, where its node answers
 	Leaving       bool                   `protobuf:"varint,15,opt,name=leaving,proto3" json:"leaving,omitempty"`                         // to be taken out of the in-sync set and deleted
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -765,6 +774,13 @@ func (x *Replica) GetServed() bool {
 		return x.Served
 	}
 	return false
+}
+
+func (x *Replica) GetUsed() int64 {
+	if x != nil {
+		return x.Used
+	}
+	return 0
 }
 
 func (x *Replica) GetLeaving() bool {
@@ -2058,20 +2074,37 @@ func (x *ListDisksResponse) GetDisks() []*Disk {
 }
 
 type Disk struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
-	Node          string                 `protobuf:"bytes,2,opt,name=node,proto3" json:"node,omitempty"`
-	Path          string                 `protobuf:"bytes,3,opt,name=path,proto3" json:"path,omitempty"`
-	State         string                 `protobuf:"bytes,4,opt,name=state,proto3" json:"state,omitempty"` // ok | failed
-	Pool          string                 `protobuf:"bytes,5,opt,name=pool,proto3" json:"pool,omitempty"`
-	Size          int64                  `protobuf:"varint,6,opt,name=size,proto3" json:"size,omitempty"`
-	Used          int64                  `protobuf:"varint,7,opt,name=used,proto3" json:"used,omitempty"`
-	Free          int64                  `protobuf:"varint,8,opt,name=free,proto3" json:"free,omitempty"`
-	Replicas      int32                  `protobuf:"varint,9,opt,name=replicas,proto3" json:"replicas,omitempty"`
-	OpenCount     uint64                 `protobuf:"varint,10,opt,name=open_count,json=openCount,proto3" json:"open_count,omitempty"`
-	WalSize       int64                  `protobuf:"varint,11,opt,name=wal_size,json=walSize,proto3" json:"wal_size,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	state     protoimpl.MessageState `protogen:"open.v1"`
+	Id        string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	Node      string                 `protobuf:"bytes,2,opt,name=node,proto3" json:"node,omitempty"`
+	Path      string                 `protobuf:"bytes,3,opt,name=path,proto3" json:"path,omitempty"`
+	State     string                 `protobuf:"bytes,4,opt,name=state,proto3" json:"state,omitempty"` // ok | failed
+	Pool      string                 `protobuf:"bytes,5,opt,name=pool,proto3" json:"pool,omitempty"`
+	Size      int64                  `protobuf:"varint,6,opt,name=size,proto3" json:"size,omitempty"`
+	Used      int64                  `protobuf:"varint,7,opt,name=used,proto3" json:"used,omitempty"`
+	Free      int64                  `protobuf:"varint,8,opt,name=free,proto3" json:"free,omitempty"`
+	Replicas  int32                  `protobuf:"varint,9,opt,name=replicas,proto3" json:"replicas,omitempty"`
+	OpenCount uint64                 `protobuf:"varint,10,opt,name=open_count,json=openCount,proto3" json:"open_count,omitempty"`
+	WalSize   int64                  `protobuf:"varint,11,opt,name=wal_size,json=walSize,proto3" json:"wal_size,omitempty"`
+	// What follows is known where the disk's node answers.
+	Reserved       int64          `protobuf:"varint,12,opt,name=reserved,proto3" json:"reserved,omitempty"`              // what logged entries will need
+	Reclaimable    int64          `protobuf:"varint,13,opt,name=reclaimable,proto3" json:"reclaimable,omitempty"`        // of used: free with the next checkpoint
+	Allocated      int64          `protobuf:"varint,14,opt,name=allocated,proto3" json:"allocated,omitempty"`            // what the image takes of its file system; of a device its size
+	MapSize        int64          `protobuf:"varint,15,opt,name=map_size,json=mapSize,proto3" json:"map_size,omitempty"` // of used: what the map takes
+	WalUsed        int64          `protobuf:"varint,16,opt,name=wal_used,json=walUsed,proto3" json:"wal_used,omitempty"`
+	Reason         string         `protobuf:"bytes,17,opt,name=reason,proto3" json:"reason,omitempty"`                                        // why it failed
+	Leaving        bool           `protobuf:"varint,18,opt,name=leaving,proto3" json:"leaving,omitempty"`                                     // being removed: its replicas are moved
+	Left           int64          `protobuf:"varint,19,opt,name=left,proto3" json:"left,omitempty"`                                           // bytes of replicas that are still to be moved from a leaving one
+	BadBlocks      int64          `protobuf:"varint,20,opt,name=bad_blocks,json=badBlocks,proto3" json:"bad_blocks,omitempty"`                // known to be bad, and not yet mended
+	LostBlocks     int64          `protobuf:"varint,21,opt,name=lost_blocks,json=lostBlocks,proto3" json:"lost_blocks,omitempty"`             // that no in-sync replica had: they read as errors until written
+	BlocksFound    uint64         `protobuf:"varint,22,opt,name=blocks_found,json=blocksFound,proto3" json:"blocks_found,omitempty"`          // bad ones, since the disk was opened
+	BlocksRepaired uint64         `protobuf:"varint,23,opt,name=blocks_repaired,json=blocksRepaired,proto3" json:"blocks_repaired,omitempty"` // of them
+	Scrub          *Scrub         `protobuf:"bytes,24,opt,name=scrub,proto3" json:"scrub,omitempty"`
+	OnIt           []*DiskReplica `protobuf:"bytes,25,rep,name=on_it,json=onIt,proto3" json:"on_it,omitempty"` // of InspectDisk alone
+	Open           bool           `protobuf:"varint,26,opt,name=open,proto3" json:"open,omitempty"`            // its node has it open
+	Removed        bool           `protobuf:"varint,27,opt,name=removed,proto3" json:"removed,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
 }
 
 func (x *Disk) Reset() {
@@ -2181,6 +2214,567 @@ func (x *Disk) GetWalSize() int64 {
 	return 0
 }
 
+func (x *Disk) GetReserved() int64 {
+	if x != nil {
+		return x.Reserved
+	}
+	return 0
+}
+
+func (x *Disk) GetReclaimable() int64 {
+	if x != nil {
+		return x.Reclaimable
+	}
+	return 0
+}
+
+func (x *Disk) GetAllocated() int64 {
+	if x != nil {
+		return x.Allocated
+	}
+	return 0
+}
+
+func (x *Disk) GetMapSize() int64 {
+	if x != nil {
+		return x.MapSize
+	}
+	return 0
+}
+
+func (x *Disk) GetWalUsed() int64 {
+	if x != nil {
+		return x.WalUsed
+	}
+	return 0
+}
+
+func (x *Disk) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+func (x *Disk) GetLeaving() bool {
+	if x != nil {
+		return x.Leaving
+	}
+	return false
+}
+
+func (x *Disk) GetLeft() int64 {
+	if x != nil {
+		return x.Left
+	}
+	return 0
+}
+
+func (x *Disk) GetBadBlocks() int64 {
+	if x != nil {
+		return x.BadBlocks
+	}
+	return 0
+}
+
+func (x *Disk) GetLostBlocks() int64 {
+	if x != nil {
+		return x.LostBlocks
+	}
+	return 0
+}
+
+func (x *Disk) GetBlocksFound() uint64 {
+	if x != nil {
+		return x.BlocksFound
+	}
+	return 0
+}
+
+func (x *Disk) GetBlocksRepaired() uint64 {
+	if x != nil {
+		return x.BlocksRepaired
+	}
+	return 0
+}
+
+func (x *Disk) GetScrub() *Scrub {
+	if x != nil {
+		return x.Scrub
+	}
+	return nil
+}
+
+func (x *Disk) GetOnIt() []*DiskReplica {
+	if x != nil {
+		return x.OnIt
+	}
+	return nil
+}
+
+func (x *Disk) GetOpen() bool {
+	if x != nil {
+		return x.Open
+	}
+	return false
+}
+
+func (x *Disk) GetRemoved() bool {
+	if x != nil {
+		return x.Removed
+	}
+	return false
+}
+
+type DiskReplica struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	Volume        string                 `protobuf:"bytes,2,opt,name=volume,proto3" json:"volume,omitempty"`
+	Segment       uint32                 `protobuf:"varint,3,opt,name=segment,proto3" json:"segment,omitempty"`
+	State         string                 `protobuf:"bytes,4,opt,name=state,proto3" json:"state,omitempty"` // as in Replica
+	Size          int64                  `protobuf:"varint,5,opt,name=size,proto3" json:"size,omitempty"`  // of the segment
+	Used          int64                  `protobuf:"varint,6,opt,name=used,proto3" json:"used,omitempty"`
+	BadBlocks     int64                  `protobuf:"varint,7,opt,name=bad_blocks,json=badBlocks,proto3" json:"bad_blocks,omitempty"`
+	Leaving       bool                   `protobuf:"varint,8,opt,name=leaving,proto3" json:"leaving,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DiskReplica) Reset() {
+	*x = DiskReplica{}
+	mi := &file_api_proto_msgTypes[30]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DiskReplica) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DiskReplica) ProtoMessage() {}
+
+func (x *DiskReplica) ProtoReflect() protoreflect.Message {
+	mi := &file_api_proto_msgTypes[30]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DiskReplica.ProtoReflect.Descriptor instead.
+func (*DiskReplica) Descriptor() ([]byte, []int) {
+	return file_api_proto_rawDescGZIP(), []int{30}
+}
+
+func (x *DiskReplica) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *DiskReplica) GetVolume() string {
+	if x != nil {
+		return x.Volume
+	}
+	return ""
+}
+
+func (x *DiskReplica) GetSegment() uint32 {
+	if x != nil {
+		return x.Segment
+	}
+	return 0
+}
+
+func (x *DiskReplica) GetState() string {
+	if x != nil {
+		return x.State
+	}
+	return ""
+}
+
+func (x *DiskReplica) GetSize() int64 {
+	if x != nil {
+		return x.Size
+	}
+	return 0
+}
+
+func (x *DiskReplica) GetUsed() int64 {
+	if x != nil {
+		return x.Used
+	}
+	return 0
+}
+
+func (x *DiskReplica) GetBadBlocks() int64 {
+	if x != nil {
+		return x.BadBlocks
+	}
+	return 0
+}
+
+func (x *DiskReplica) GetLeaving() bool {
+	if x != nil {
+		return x.Leaving
+	}
+	return false
+}
+
+// Scrub is how the last or the present scrub of a disk went.
+type Scrub struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Running       bool                   `protobuf:"varint,1,opt,name=running,proto3" json:"running,omitempty"`
+	Total         int64                  `protobuf:"varint,2,opt,name=total,proto3" json:"total,omitempty"` // bytes to be compared
+	Done          int64                  `protobuf:"varint,3,opt,name=done,proto3" json:"done,omitempty"`
+	BadBlocks     int64                  `protobuf:"varint,4,opt,name=bad_blocks,json=badBlocks,proto3" json:"bad_blocks,omitempty"` // found by it
+	LostBlocks    int64                  `protobuf:"varint,5,opt,name=lost_blocks,json=lostBlocks,proto3" json:"lost_blocks,omitempty"`
+	Rate          int64                  `protobuf:"varint,6,opt,name=rate,proto3" json:"rate,omitempty"`      // the most it reads, bytes a second
+	Began         int64                  `protobuf:"varint,7,opt,name=began,proto3" json:"began,omitempty"`    // Unix seconds; 0: none did since the node started
+	Ended         int64                  `protobuf:"varint,8,opt,name=ended,proto3" json:"ended,omitempty"`    // Unix seconds, 0 while it runs
+	Error         string                 `protobuf:"bytes,9,opt,name=error,proto3" json:"error,omitempty"`     // why it did not read everything
+	Next          int64                  `protobuf:"varint,10,opt,name=next,proto3" json:"next,omitempty"`     // Unix seconds, when the next begins by itself
+	Scrubs        uint64                 `protobuf:"varint,11,opt,name=scrubs,proto3" json:"scrubs,omitempty"` // that read everything, since the disk was opened
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Scrub) Reset() {
+	*x = Scrub{}
+	mi := &file_api_proto_msgTypes[31]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Scrub) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Scrub) ProtoMessage() {}
+
+func (x *Scrub) ProtoReflect() protoreflect.Message {
+	mi := &file_api_proto_msgTypes[31]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Scrub.ProtoReflect.Descriptor instead.
+func (*Scrub) Descriptor() ([]byte, []int) {
+	return file_api_proto_rawDescGZIP(), []int{31}
+}
+
+func (x *Scrub) GetRunning() bool {
+	if x != nil {
+		return x.Running
+	}
+	return false
+}
+
+func (x *Scrub) GetTotal() int64 {
+	if x != nil {
+		return x.Total
+	}
+	return 0
+}
+
+func (x *Scrub) GetDone() int64 {
+	if x != nil {
+		return x.Done
+	}
+	return 0
+}
+
+func (x *Scrub) GetBadBlocks() int64 {
+	if x != nil {
+		return x.BadBlocks
+	}
+	return 0
+}
+
+func (x *Scrub) GetLostBlocks() int64 {
+	if x != nil {
+		return x.LostBlocks
+	}
+	return 0
+}
+
+func (x *Scrub) GetRate() int64 {
+	if x != nil {
+		return x.Rate
+	}
+	return 0
+}
+
+func (x *Scrub) GetBegan() int64 {
+	if x != nil {
+		return x.Began
+	}
+	return 0
+}
+
+func (x *Scrub) GetEnded() int64 {
+	if x != nil {
+		return x.Ended
+	}
+	return 0
+}
+
+func (x *Scrub) GetError() string {
+	if x != nil {
+		return x.Error
+	}
+	return ""
+}
+
+func (x *Scrub) GetNext() int64 {
+	if x != nil {
+		return x.Next
+	}
+	return 0
+}
+
+func (x *Scrub) GetScrubs() uint64 {
+	if x != nil {
+		return x.Scrubs
+	}
+	return 0
+}
+
+type DiskRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DiskRequest) Reset() {
+	*x = DiskRequest{}
+	mi := &file_api_proto_msgTypes[32]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DiskRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DiskRequest) ProtoMessage() {}
+
+func (x *DiskRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_api_proto_msgTypes[32]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DiskRequest.ProtoReflect.Descriptor instead.
+func (*DiskRequest) Descriptor() ([]byte, []int) {
+	return file_api_proto_rawDescGZIP(), []int{32}
+}
+
+func (x *DiskRequest) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+type AddDiskRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Node          string                 `protobuf:"bytes,1,opt,name=node,proto3" json:"node,omitempty"`    // name; empty: the one that is asked
+	Spec          string                 `protobuf:"bytes,2,opt,name=spec,proto3" json:"spec,omitempty"`    // PATH[,size=10G][,pool=ssd][,wal=256M], the path absolute
+	Force         bool                   `protobuf:"varint,3,opt,name=force,proto3" json:"force,omitempty"` // overwrite what is there
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AddDiskRequest) Reset() {
+	*x = AddDiskRequest{}
+	mi := &file_api_proto_msgTypes[33]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AddDiskRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AddDiskRequest) ProtoMessage() {}
+
+func (x *AddDiskRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_api_proto_msgTypes[33]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AddDiskRequest.ProtoReflect.Descriptor instead.
+func (*AddDiskRequest) Descriptor() ([]byte, []int) {
+	return file_api_proto_rawDescGZIP(), []int{33}
+}
+
+func (x *AddDiskRequest) GetNode() string {
+	if x != nil {
+		return x.Node
+	}
+	return ""
+}
+
+func (x *AddDiskRequest) GetSpec() string {
+	if x != nil {
+		return x.Spec
+	}
+	return ""
+}
+
+func (x *AddDiskRequest) GetForce() bool {
+	if x != nil {
+		return x.Force
+	}
+	return false
+}
+
+type RemoveDiskRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	Undo          bool                   `protobuf:"varint,2,opt,name=undo,proto3" json:"undo,omitempty"`   // let it stay
+	Force         bool                   `protobuf:"varint,3,opt,name=force,proto3" json:"force,omitempty"` // although some replica has no other place
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RemoveDiskRequest) Reset() {
+	*x = RemoveDiskRequest{}
+	mi := &file_api_proto_msgTypes[34]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RemoveDiskRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RemoveDiskRequest) ProtoMessage() {}
+
+func (x *RemoveDiskRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_api_proto_msgTypes[34]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RemoveDiskRequest.ProtoReflect.Descriptor instead.
+func (*RemoveDiskRequest) Descriptor() ([]byte, []int) {
+	return file_api_proto_rawDescGZIP(), []int{34}
+}
+
+func (x *RemoveDiskRequest) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *RemoveDiskRequest) GetUndo() bool {
+	if x != nil {
+		return x.Undo
+	}
+	return false
+}
+
+func (x *RemoveDiskRequest) GetForce() bool {
+	if x != nil {
+		return x.Force
+	}
+	return false
+}
+
+type ScrubDiskRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	Rate          int64                  `protobuf:"varint,2,opt,name=rate,proto3" json:"rate,omitempty"` // bytes a second; 0: the default
+	Stop          bool                   `protobuf:"varint,3,opt,name=stop,proto3" json:"stop,omitempty"` // end the one that runs
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ScrubDiskRequest) Reset() {
+	*x = ScrubDiskRequest{}
+	mi := &file_api_proto_msgTypes[35]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ScrubDiskRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ScrubDiskRequest) ProtoMessage() {}
+
+func (x *ScrubDiskRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_api_proto_msgTypes[35]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ScrubDiskRequest.ProtoReflect.Descriptor instead.
+func (*ScrubDiskRequest) Descriptor() ([]byte, []int) {
+	return file_api_proto_rawDescGZIP(), []int{35}
+}
+
+func (x *ScrubDiskRequest) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *ScrubDiskRequest) GetRate() int64 {
+	if x != nil {
+		return x.Rate
+	}
+	return 0
+}
+
+func (x *ScrubDiskRequest) GetStop() bool {
+	if x != nil {
+		return x.Stop
+	}
+	return false
+}
+
 type StatusRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields
@@ -2189,7 +2783,7 @@ type StatusRequest struct {
 
 func (x *StatusRequest) Reset() {
 	*x = StatusRequest{}
-	mi := &file_api_proto_msgTypes[30]
+	mi := &file_api_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2201,7 +2795,7 @@ func (x *StatusRequest) String() string {
 func (*StatusRequest) ProtoMessage() {}
 
 func (x *StatusRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_proto_msgTypes[30]
+	mi := &file_api_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2214,7 +2808,7 @@ func (x *StatusRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusRequest.ProtoReflect.Descriptor instead.
 func (*StatusRequest) Descriptor() ([]byte, []int) {
-	return file_api_proto_rawDescGZIP(), []int{30}
+	return file_api_proto_rawDescGZIP(), []int{36}
 }
 
 type ClusterStatus struct {
@@ -2243,7 +2837,7 @@ type ClusterStatus struct {
 
 func (x *ClusterStatus) Reset() {
 	*x = ClusterStatus{}
-	mi := &file_api_proto_msgTypes[31]
+	mi := &file_api_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2255,7 +2849,7 @@ func (x *ClusterStatus) String() string {
 func (*ClusterStatus) ProtoMessage() {}
 
 func (x *ClusterStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_api_proto_msgTypes[31]
+	mi := &file_api_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2268,7 +2862,7 @@ func (x *ClusterStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ClusterStatus.ProtoReflect.Descriptor instead.
 func (*ClusterStatus) Descriptor() ([]byte, []int) {
-	return file_api_proto_rawDescGZIP(), []int{31}
+	return file_api_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *ClusterStatus) GetReady() bool {
@@ -2409,7 +3003,7 @@ type ErrorDetail struct {
 
 func (x *ErrorDetail) Reset() {
 	*x = ErrorDetail{}
-	mi := &file_api_proto_msgTypes[32]
+	mi := &file_api_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2421,7 +3015,7 @@ func (x *ErrorDetail) String() string {
 func (*ErrorDetail) ProtoMessage() {}
 
 func (x *ErrorDetail) ProtoReflect() protoreflect.Message {
-	mi := &file_api_proto_msgTypes[32]
+	mi := &file_api_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2434,7 +3028,7 @@ func (x *ErrorDetail) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ErrorDetail.ProtoReflect.Descriptor instead.
 func (*ErrorDetail) Descriptor() ([]byte, []int) {
-	return file_api_proto_rawDescGZIP(), []int{32}
+	return file_api_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *ErrorDetail) GetKind() string {
@@ -2482,7 +3076,7 @@ const file_api_proto_rawDesc = "" +
 	"\x13ListVolumesResponse\x121\n" +
 	"\avolumes\x18\x01 \x03(\v2\x17.holdfast.api.v1.VolumeR\avolumes\"&\n" +
 	"\x14RemoveVolumeResponse\x12\x0e\n" +
-	"\x02id\x18\x01 \x01(\tR\x02id\"\x9f\x06\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\"\xb3\x06\n" +
 	"\x06Volume\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x0e\n" +
 	"\x02id\x18\x02 \x01(\tR\x02id\x12\x12\n" +
@@ -2511,7 +3105,8 @@ const file_api_proto_rawDesc = "" +
 	"\n" +
 	"mountpoint\x18\x17 \x01(\tR\n" +
 	"mountpoint\x12#\n" +
-	"\rread_promises\x18\x18 \x01(\tR\freadPromises\x12/\n" +
+	"\rread_promises\x18\x18 \x01(\tR\freadPromises\x12\x12\n" +
+	"\x04pool\x18\x1a \x01(\tR\x04pool\x12/\n" +
 	"\x06repair\x18\x19 \x01(\v2\x17.holdfast.api.v1.RepairR\x06repair\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
@@ -2521,7 +3116,7 @@ const file_api_proto_rawDesc = "" +
 	"\fsince_millis\x18\x02 \x01(\x03R\vsinceMillis\x12\x14\n" +
 	"\x05tries\x18\x03 \x01(\rR\x05tries\x12\x1b\n" +
 	"\twaits_for\x18\x04 \x01(\tR\bwaitsFor\x12\x10\n" +
-	"\x03why\x18\x05 \x01(\tR\x03why\"\x83\x03\n" +
+	"\x03why\x18\x05 \x01(\tR\x03why\"\x97\x03\n" +
 	"\aReplica\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x18\n" +
 	"\asegment\x18\x02 \x01(\rR\asegment\x12\x12\n" +
@@ -2539,7 +3134,8 @@ const file_api_proto_rawDesc = "" +
 	"tail_epoch\x18\v \x01(\x04R\ttailEpoch\x12\x18\n" +
 	"\adamaged\x18\f \x01(\bR\adamaged\x12\x18\n" +
 	"\apartial\x18\r \x01(\bR\apartial\x12\x16\n" +
-	"\x06served\x18\x0e \x01(\bR\x06served\x12\x18\n" +
+	"\x06served\x18\x0e \x01(\bR\x06served\x12\x12\n" +
+	"\x04used\x18\x10 \x01(\x03R\x04used\x12\x18\n" +
 	"\aleaving\x18\x0f \x01(\bR\aleaving\"\x9a\x01\n" +
 	"\x0eSalvageRequest\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x1a\n" +
@@ -2646,7 +3242,7 @@ const file_api_proto_rawDesc = "" +
 	"\x10ListDisksRequest\x12\x12\n" +
 	"\x04node\x18\x01 \x01(\tR\x04node\"@\n" +
 	"\x11ListDisksResponse\x12+\n" +
-	"\x05disks\x18\x01 \x03(\v2\x15.holdfast.api.v1.DiskR\x05disks\"\xfa\x01\n" +
+	"\x05disks\x18\x01 \x03(\v2\x15.holdfast.api.v1.DiskR\x05disks\"\xed\x05\n" +
 	"\x04Disk\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04node\x18\x02 \x01(\tR\x04node\x12\x12\n" +
@@ -2660,7 +3256,64 @@ const file_api_proto_rawDesc = "" +
 	"\n" +
 	"open_count\x18\n" +
 	" \x01(\x04R\topenCount\x12\x19\n" +
-	"\bwal_size\x18\v \x01(\x03R\awalSize\"\x0f\n" +
+	"\bwal_size\x18\v \x01(\x03R\awalSize\x12\x1a\n" +
+	"\breserved\x18\f \x01(\x03R\breserved\x12 \n" +
+	"\vreclaimable\x18\r \x01(\x03R\vreclaimable\x12\x1c\n" +
+	"\tallocated\x18\x0e \x01(\x03R\tallocated\x12\x19\n" +
+	"\bmap_size\x18\x0f \x01(\x03R\amapSize\x12\x19\n" +
+	"\bwal_used\x18\x10 \x01(\x03R\awalUsed\x12\x16\n" +
+	"\x06reason\x18\x11 \x01(\tR\x06reason\x12\x18\n" +
+	"\aleaving\x18\x12 \x01(\bR\aleaving\x12\x12\n" +
+	"\x04left\x18\x13 \x01(\x03R\x04left\x12\x1d\n" +
+	"\n" +
+	"bad_blocks\x18\x14 \x01(\x03R\tbadBlocks\x12\x1f\n" +
+	"\vlost_blocks\x18\x15 \x01(\x03R\n" +
+	"lostBlocks\x12!\n" +
+	"\fblocks_found\x18\x16 \x01(\x04R\vblocksFound\x12'\n" +
+	"\x0fblocks_repaired\x18\x17 \x01(\x04R\x0eblocksRepaired\x12,\n" +
+	"\x05scrub\x18\x18 \x01(\v2\x16.holdfast.api.v1.ScrubR\x05scrub\x121\n" +
+	"\x05on_it\x18\x19 \x03(\v2\x1c.holdfast.api.v1.DiskReplicaR\x04onIt\x12\x12\n" +
+	"\x04open\x18\x1a \x01(\bR\x04open\x12\x18\n" +
+	"\aremoved\x18\x1b \x01(\bR\aremoved\"\xc6\x01\n" +
+	"\vDiskReplica\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\x12\x16\n" +
+	"\x06volume\x18\x02 \x01(\tR\x06volume\x12\x18\n" +
+	"\asegment\x18\x03 \x01(\rR\asegment\x12\x14\n" +
+	"\x05state\x18\x04 \x01(\tR\x05state\x12\x12\n" +
+	"\x04size\x18\x05 \x01(\x03R\x04size\x12\x12\n" +
+	"\x04used\x18\x06 \x01(\x03R\x04used\x12\x1d\n" +
+	"\n" +
+	"bad_blocks\x18\a \x01(\x03R\tbadBlocks\x12\x18\n" +
+	"\aleaving\x18\b \x01(\bR\aleaving\"\x8d\x02\n" +
+	"\x05Scrub\x12\x18\n" +
+	"\arunning\x18\x01 \x01(\bR\arunning\x12\x14\n" +
+	"\x05total\x18\x02 \x01(\x03R\x05total\x12\x12\n" +
+	"\x04done\x18\x03 \x01(\x03R\x04done\x12\x1d\n" +
+	"\n" +
+	"bad_blocks\x18\x04 \x01(\x03R\tbadBlocks\x12\x1f\n" +
+	"\vlost_blocks\x18\x05 \x01(\x03R\n" +
+	"lostBlocks\x12\x12\n" +
+	"\x04rate\x18\x06 \x01(\x03R\x04rate\x12\x14\n" +
+	"\x05began\x18\a \x01(\x03R\x05began\x12\x14\n" +
+	"\x05ended\x18\b \x01(\x03R\x05ended\x12\x14\n" +
+	"\x05error\x18\t \x01(\tR\x05error\x12\x12\n" +
+	"\x04next\x18\n" +
+	" \x01(\x03R\x04next\x12\x16\n" +
+	"\x06scrubs\x18\v \x01(\x04R\x06scrubs\"\x1d\n" +
+	"\vDiskRequest\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\"N\n" +
+	"\x0eAddDiskRequest\x12\x12\n" +
+	"\x04node\x18\x01 \x01(\tR\x04node\x12\x12\n" +
+	"\x04spec\x18\x02 \x01(\tR\x04spec\x12\x14\n" +
+	"\x05force\x18\x03 \x01(\bR\x05force\"M\n" +
+	"\x11RemoveDiskRequest\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
+	"\x04undo\x18\x02 \x01(\bR\x04undo\x12\x14\n" +
+	"\x05force\x18\x03 \x01(\bR\x05force\"J\n" +
+	"\x10ScrubDiskRequest\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
+	"\x04rate\x18\x02 \x01(\x03R\x04rate\x12\x12\n" +
+	"\x04stop\x18\x03 \x01(\bR\x04stop\"\x0f\n" +
 	"\rStatusRequest\"\xf3\x03\n" +
 	"\rClusterStatus\x12\x14\n" +
 	"\x05ready\x18\x01 \x01(\bR\x05ready\x12\x16\n" +
@@ -2685,8 +3338,7 @@ const file_api_proto_rawDesc = "" +
 	"\vErrorDetail\x12\x12\n" +
 	"\x04kind\x18\x01 \x01(\tR\x04kind\x12\x18\n" +
 	"\amessage\x18\x02 \x01(\tR\amessage\x12\x16\n" +
-	"\x06remedy\x18\x03 \x01(\tR\x06remedy2\x88\n" +
-	"\n" +
+	"\x06remedy\x18\x03 \x01(\tR\x06remedy2\x9f\f\n" +
 	"\bHoldfast\x12M\n" +
 	"\fCreateVolume\x12$.holdfast.api.v1.CreateVolumeRequest\x1a\x17.holdfast.api.v1.Volume\x12X\n" +
 	"\vListVolumes\x12#.holdfast.api.v1.ListVolumesRequest\x1a$.holdfast.api.v1.ListVolumesResponse\x12H\n" +
@@ -2704,7 +3356,12 @@ const file_api_proto_rawDesc = "" +
 	"\vSetNodeDuty\x12 .holdfast.api.v1.NodeDutyRequest\x1a\x15.holdfast.api.v1.Node\x12O\n" +
 	"\n" +
 	"RemoveNode\x12\x1c.holdfast.api.v1.NodeRequest\x1a#.holdfast.api.v1.RemoveNodeResponse\x12R\n" +
-	"\tListDisks\x12!.holdfast.api.v1.ListDisksRequest\x1a\".holdfast.api.v1.ListDisksResponse\x12H\n" +
+	"\tListDisks\x12!.holdfast.api.v1.ListDisksRequest\x1a\".holdfast.api.v1.ListDisksResponse\x12A\n" +
+	"\aAddDisk\x12\x1f.holdfast.api.v1.AddDiskRequest\x1a\x15.holdfast.api.v1.Disk\x12B\n" +
+	"\vInspectDisk\x12\x1c.holdfast.api.v1.DiskRequest\x1a\x15.holdfast.api.v1.Disk\x12G\n" +
+	"\n" +
+	"RemoveDisk\x12\".holdfast.api.v1.RemoveDiskRequest\x1a\x15.holdfast.api.v1.Disk\x12E\n" +
+	"\tScrubDisk\x12!.holdfast.api.v1.ScrubDiskRequest\x1a\x15.holdfast.api.v1.Disk\x12H\n" +
 	"\x06Status\x12\x1e.holdfast.api.v1.StatusRequest\x1a\x1e.holdfast.api.v1.ClusterStatusB=Z;github.com/holdfast-storage/holdfast/cmd/internal/api/apipbb\x06proto3"
 
 var (
@@ -2719,7 +3376,7 @@ func file_api_proto_rawDescGZIP() []byte {
 	return file_api_proto_rawDescData
 }
 
-var file_api_proto_msgTypes = make([]protoimpl.MessageInfo, 37)
+var file_api_proto_msgTypes = make([]protoimpl.MessageInfo, 43)
 var file_api_proto_goTypes = []any{
 	(*CreateVolumeRequest)(nil),  // 0: holdfast.api.v1.CreateVolumeRequest
 	(*UpdateVolumeRequest)(nil),  // 1: holdfast.api.v1.UpdateVolumeRequest
@@ -2751,19 +3408,25 @@ var file_api_proto_goTypes = []any{
 	(*ListDisksRequest)(nil),     // 27: holdfast.api.v1.ListDisksRequest
 	(*ListDisksResponse)(nil),    // 28: holdfast.api.v1.ListDisksResponse
 	(*Disk)(nil),                 // 29: holdfast.api.v1.Disk
-	(*StatusRequest)(nil),        // 30: holdfast.api.v1.StatusRequest
-	(*ClusterStatus)(nil),        // 31: holdfast.api.v1.ClusterStatus
-	(*ErrorDetail)(nil),          // 32: holdfast.api.v1.ErrorDetail
-	nil,                          // 33: holdfast.api.v1.CreateVolumeRequest.OptionsEntry
-	nil,                          // 34: holdfast.api.v1.UpdateVolumeRequest.OptionsEntry
-	nil,                          // 35: holdfast.api.v1.Volume.LabelsEntry
-	nil,                          // 36: holdfast.api.v1.Node.LabelsEntry
+	(*DiskReplica)(nil),          // 30: holdfast.api.v1.DiskReplica
+	(*Scrub)(nil),                // 31: holdfast.api.v1.Scrub
+	(*DiskRequest)(nil),          // 32: holdfast.api.v1.DiskRequest
+	(*AddDiskRequest)(nil),       // 33: holdfast.api.v1.AddDiskRequest
+	(*RemoveDiskRequest)(nil),    // 34: holdfast.api.v1.RemoveDiskRequest
+	(*ScrubDiskRequest)(nil),     // 35: holdfast.api.v1.ScrubDiskRequest
+	(*StatusRequest)(nil),        // 36: holdfast.api.v1.StatusRequest
+	(*ClusterStatus)(nil),        // 37: holdfast.api.v1.ClusterStatus
+	(*ErrorDetail)(nil),          // 38: holdfast.api.v1.ErrorDetail
+	nil,                          // 39: holdfast.api.v1.CreateVolumeRequest.OptionsEntry
+	nil,                          // 40: holdfast.api.v1.UpdateVolumeRequest.OptionsEntry
+	nil,                          // 41: holdfast.api.v1.Volume.LabelsEntry
+	nil,                          // 42: holdfast.api.v1.Node.LabelsEntry
 }
 var file_api_proto_depIdxs = []int32{
-	33, // 0: holdfast.api.v1.CreateVolumeRequest.options:type_name -> holdfast.api.v1.CreateVolumeRequest.OptionsEntry
-	34, // 1: holdfast.api.v1.UpdateVolumeRequest.options:type_name -> holdfast.api.v1.UpdateVolumeRequest.OptionsEntry
+	39, // 0: holdfast.api.v1.CreateVolumeRequest.options:type_name -> holdfast.api.v1.CreateVolumeRequest.OptionsEntry
+	40, // 1: holdfast.api.v1.UpdateVolumeRequest.options:type_name -> holdfast.api.v1.UpdateVolumeRequest.OptionsEntry
 	6,  // 2: holdfast.api.v1.ListVolumesResponse.volumes:type_name -> holdfast.api.v1.Volume
-	35, // 3: holdfast.api.v1.Volume.labels:type_name -> holdfast.api.v1.Volume.LabelsEntry
+	41, // 3: holdfast.api.v1.Volume.labels:type_name -> holdfast.api.v1.Volume.LabelsEntry
 	8,  // 4: holdfast.api.v1.Volume.replicas:type_name -> holdfast.api.v1.Replica
 	7,  // 5: holdfast.api.v1.Volume.repair:type_name -> holdfast.api.v1.Repair
 	11, // 6: holdfast.api.v1.Salvage.candidates:type_name -> holdfast.api.v1.SalvageCandidate
@@ -2772,47 +3435,57 @@ var file_api_proto_depIdxs = []int32{
 	6,  // 9: holdfast.api.v1.Explanation.volume:type_name -> holdfast.api.v1.Volume
 	18, // 10: holdfast.api.v1.Explanation.waits:type_name -> holdfast.api.v1.WaitReason
 	24, // 11: holdfast.api.v1.ListNodesResponse.nodes:type_name -> holdfast.api.v1.Node
-	36, // 12: holdfast.api.v1.Node.labels:type_name -> holdfast.api.v1.Node.LabelsEntry
+	42, // 12: holdfast.api.v1.Node.labels:type_name -> holdfast.api.v1.Node.LabelsEntry
 	29, // 13: holdfast.api.v1.Node.disks:type_name -> holdfast.api.v1.Disk
 	26, // 14: holdfast.api.v1.Impact.volumes:type_name -> holdfast.api.v1.VolumeImpact
 	29, // 15: holdfast.api.v1.ListDisksResponse.disks:type_name -> holdfast.api.v1.Disk
-	0,  // 16: holdfast.api.v1.Holdfast.CreateVolume:input_type -> holdfast.api.v1.CreateVolumeRequest
-	3,  // 17: holdfast.api.v1.Holdfast.ListVolumes:input_type -> holdfast.api.v1.ListVolumesRequest
-	2,  // 18: holdfast.api.v1.Holdfast.InspectVolume:input_type -> holdfast.api.v1.VolumeRequest
-	2,  // 19: holdfast.api.v1.Holdfast.RemoveVolume:input_type -> holdfast.api.v1.VolumeRequest
-	12, // 20: holdfast.api.v1.Holdfast.AttachVolume:input_type -> holdfast.api.v1.AttachVolumeRequest
-	15, // 21: holdfast.api.v1.Holdfast.DetachVolume:input_type -> holdfast.api.v1.DetachVolumeRequest
-	2,  // 22: holdfast.api.v1.Holdfast.ExplainVolume:input_type -> holdfast.api.v1.VolumeRequest
-	1,  // 23: holdfast.api.v1.Holdfast.UpdateVolume:input_type -> holdfast.api.v1.UpdateVolumeRequest
-	9,  // 24: holdfast.api.v1.Holdfast.SalvageVolume:input_type -> holdfast.api.v1.SalvageRequest
-	22, // 25: holdfast.api.v1.Holdfast.ListNodes:input_type -> holdfast.api.v1.ListNodesRequest
-	19, // 26: holdfast.api.v1.Holdfast.InspectNode:input_type -> holdfast.api.v1.NodeRequest
-	19, // 27: holdfast.api.v1.Holdfast.WhatIfDown:input_type -> holdfast.api.v1.NodeRequest
-	20, // 28: holdfast.api.v1.Holdfast.SetNodeDuty:input_type -> holdfast.api.v1.NodeDutyRequest
-	19, // 29: holdfast.api.v1.Holdfast.RemoveNode:input_type -> holdfast.api.v1.NodeRequest
-	27, // 30: holdfast.api.v1.Holdfast.ListDisks:input_type -> holdfast.api.v1.ListDisksRequest
-	30, // 31: holdfast.api.v1.Holdfast.Status:input_type -> holdfast.api.v1.StatusRequest
-	6,  // 32: holdfast.api.v1.Holdfast.CreateVolume:output_type -> holdfast.api.v1.Volume
-	4,  // 33: holdfast.api.v1.Holdfast.ListVolumes:output_type -> holdfast.api.v1.ListVolumesResponse
-	6,  // 34: holdfast.api.v1.Holdfast.InspectVolume:output_type -> holdfast.api.v1.Volume
-	5,  // 35: holdfast.api.v1.Holdfast.RemoveVolume:output_type -> holdfast.api.v1.RemoveVolumeResponse
-	13, // 36: holdfast.api.v1.Holdfast.AttachVolume:output_type -> holdfast.api.v1.AttachProgress
-	16, // 37: holdfast.api.v1.Holdfast.DetachVolume:output_type -> holdfast.api.v1.DetachVolumeResponse
-	17, // 38: holdfast.api.v1.Holdfast.ExplainVolume:output_type -> holdfast.api.v1.Explanation
-	6,  // 39: holdfast.api.v1.Holdfast.UpdateVolume:output_type -> holdfast.api.v1.Volume
-	10, // 40: holdfast.api.v1.Holdfast.SalvageVolume:output_type -> holdfast.api.v1.Salvage
-	23, // 41: holdfast.api.v1.Holdfast.ListNodes:output_type -> holdfast.api.v1.ListNodesResponse
-	24, // 42: holdfast.api.v1.Holdfast.InspectNode:output_type -> holdfast.api.v1.Node
-	25, // 43: holdfast.api.v1.Holdfast.WhatIfDown:output_type -> holdfast.api.v1.Impact
-	24, // 44: holdfast.api.v1.Holdfast.SetNodeDuty:output_type -> holdfast.api.v1.Node
-	21, // 45: holdfast.api.v1.Holdfast.RemoveNode:output_type -> holdfast.api.v1.RemoveNodeResponse
-	28, // 46: holdfast.api.v1.Holdfast.ListDisks:output_type -> holdfast.api.v1.ListDisksResponse
-	31, // 47: holdfast.api.v1.Holdfast.Status:output_type -> holdfast.api.v1.ClusterStatus
-	32, // [32:48] is the sub-list for method output_type
-	16, // [16:32] is the sub-list for method input_type
-	16, // [16:16] is the sub-list for extension type_name
-	16, // [16:16] is the sub-list for extension extendee
-	0,  // [0:16] is the sub-list for field type_name
+	31, // 16: holdfast.api.v1.Disk.scrub:type_name -> holdfast.api.v1.Scrub
+	30, // 17: holdfast.api.v1.Disk.on_it:type_name -> holdfast.api.v1.DiskReplica
+	0,  // 18: holdfast.api.v1.Holdfast.CreateVolume:input_type -> holdfast.api.v1.CreateVolumeRequest
+	3,  // 19: holdfast.api.v1.Holdfast.ListVolumes:input_type -> holdfast.api.v1.ListVolumesRequest
+	2,  // 20: holdfast.api.v1.Holdfast.InspectVolume:input_type -> holdfast.api.v1.VolumeRequest
+	2,  // 21: holdfast.api.v1.Holdfast.RemoveVolume:input_type -> holdfast.api.v1.VolumeRequest
+	12, // 22: holdfast.api.v1.Holdfast.AttachVolume:input_type -> holdfast.api.v1.AttachVolumeRequest
+	15, // 23: holdfast.api.v1.Holdfast.DetachVolume:input_type -> holdfast.api.v1.DetachVolumeRequest
+	2,  // 24: holdfast.api.v1.Holdfast.ExplainVolume:input_type -> holdfast.api.v1.VolumeRequest
+	1,  // 25: holdfast.api.v1.Holdfast.UpdateVolume:input_type -> holdfast.api.v1.UpdateVolumeRequest
+	9,  // 26: holdfast.api.v1.Holdfast.SalvageVolume:input_type -> holdfast.api.v1.SalvageRequest
+	22, // 27: holdfast.api.v1.Holdfast.ListNodes:input_type -> holdfast.api.v1.ListNodesRequest
+	19, // 28: holdfast.api.v1.Holdfast.InspectNode:input_type -> holdfast.api.v1.NodeRequest
+	19, // 29: holdfast.api.v1.Holdfast.WhatIfDown:input_type -> holdfast.api.v1.NodeRequest
+	20, // 30: holdfast.api.v1.Holdfast.SetNodeDuty:input_type -> holdfast.api.v1.NodeDutyRequest
+	19, // 31: holdfast.api.v1.Holdfast.RemoveNode:input_type -> holdfast.api.v1.NodeRequest
+	27, // 32: holdfast.api.v1.Holdfast.ListDisks:input_type -> holdfast.api.v1.ListDisksRequest
+	33, // 33: holdfast.api.v1.Holdfast.AddDisk:input_type -> holdfast.api.v1.AddDiskRequest
+	32, // 34: holdfast.api.v1.Holdfast.InspectDisk:input_type -> holdfast.api.v1.DiskRequest
+	34, // 35: holdfast.api.v1.Holdfast.RemoveDisk:input_type -> holdfast.api.v1.RemoveDiskRequest
+	35, // 36: holdfast.api.v1.Holdfast.ScrubDisk:input_type -> holdfast.api.v1.ScrubDiskRequest
+	36, // 37: holdfast.api.v1.Holdfast.Status:input_type -> holdfast.api.v1.StatusRequest
+	6,  // 38: holdfast.api.v1.Holdfast.CreateVolume:output_type -> holdfast.api.v1.Volume
+	4,  // 39: holdfast.api.v1.Holdfast.ListVolumes:output_type -> holdfast.api.v1.ListVolumesResponse
+	6,  // 40: holdfast.api.v1.Holdfast.InspectVolume:output_type -> holdfast.api.v1.Volume
+	5,  // 41: holdfast.api.v1.Holdfast.RemoveVolume:output_type -> holdfast.api.v1.RemoveVolumeResponse
+	13, // 42: holdfast.api.v1.Holdfast.AttachVolume:output_type -> holdfast.api.v1.AttachProgress
+	16, // 43: holdfast.api.v1.Holdfast.DetachVolume:output_type -> holdfast.api.v1.DetachVolumeResponse
+	17, // 44: holdfast.api.v1.Holdfast.ExplainVolume:output_type -> holdfast.api.v1.Explanation
+	6,  // 45: holdfast.api.v1.Holdfast.UpdateVolume:output_type -> holdfast.api.v1.Volume
+	10, // 46: holdfast.api.v1.Holdfast.SalvageVolume:output_type -> holdfast.api.v1.Salvage
+	23, // 47: holdfast.api.v1.Holdfast.ListNodes:output_type -> holdfast.api.v1.ListNodesResponse
+	24, // 48: holdfast.api.v1.Holdfast.InspectNode:output_type -> holdfast.api.v1.Node
+	25, // 49: holdfast.api.v1.Holdfast.WhatIfDown:output_type -> holdfast.api.v1.Impact
+	24, // 50: holdfast.api.v1.Holdfast.SetNodeDuty:output_type -> holdfast.api.v1.Node
+	21, // 51: holdfast.api.v1.Holdfast.RemoveNode:output_type -> holdfast.api.v1.RemoveNodeResponse
+	28, // 52: holdfast.api.v1.Holdfast.ListDisks:output_type -> holdfast.api.v1.ListDisksResponse
+	29, // 53: holdfast.api.v1.Holdfast.AddDisk:output_type -> holdfast.api.v1.Disk
+	29, // 54: holdfast.api.v1.Holdfast.InspectDisk:output_type -> holdfast.api.v1.Disk
+	29, // 55: holdfast.api.v1.Holdfast.RemoveDisk:output_type -> holdfast.api.v1.Disk
+	29, // 56: holdfast.api.v1.Holdfast.ScrubDisk:output_type -> holdfast.api.v1.Disk
+	37, // 57: holdfast.api.v1.Holdfast.Status:output_type -> holdfast.api.v1.ClusterStatus
+	38, // [38:58] is the sub-list for method output_type
+	18, // [18:38] is the sub-list for method input_type
+	18, // [18:18] is the sub-list for extension type_name
+	18, // [18:18] is the sub-list for extension extendee
+	0,  // [0:18] is the sub-list for field type_name
 }
 
 func init() { file_api_proto_init() }
@@ -2826,7 +3499,7 @@ func file_api_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_api_proto_rawDesc), len(file_api_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   37,
+			NumMessages:   43,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -37,6 +37,10 @@ const (
 	Holdfast_SetNodeDuty_FullMethodName   = "/holdfast.api.v1.Holdfast/SetNodeDuty"
 	Holdfast_RemoveNode_FullMethodName    = "/holdfast.api.v1.Holdfast/RemoveNode"
 	Holdfast_ListDisks_FullMethodName     = "/holdfast.api.v1.Holdfast/ListDisks"
+	Holdfast_AddDisk_FullMethodName       = "/holdfast.api.v1.Holdfast/AddDisk"
+	Holdfast_InspectDisk_FullMethodName   = "/holdfast.api.v1.Holdfast/InspectDisk"
+	Holdfast_RemoveDisk_FullMethodName    = "/holdfast.api.v1.Holdfast/RemoveDisk"
+	Holdfast_ScrubDisk_FullMethodName     = "/holdfast.api.v1.Holdfast/ScrubDisk"
 	Holdfast_Status_FullMethodName        = "/holdfast.api.v1.Holdfast/Status"
 )
 
@@ -67,6 +71,14 @@ type HoldfastClient interface {
 	// RemoveNode takes a node out of the cluster for ever.
 	RemoveNode(ctx context.Context, in *NodeRequest, opts ...grpc.CallOption) (*RemoveNodeResponse, error)
 	ListDisks(ctx context.Context, in *ListDisksRequest, opts ...grpc.CallOption) (*ListDisksResponse, error)
+	// AddDisk claims a device or an image on a node and opens it.
+	AddDisk(ctx context.Context, in *AddDiskRequest, opts ...grpc.CallOption) (*Disk, error)
+	InspectDisk(ctx context.Context, in *DiskRequest, opts ...grpc.CallOption) (*Disk, error)
+	// RemoveDisk has a disk's replicas moved to other disks and then lets it go, or
+	// ends that. It returns at once; InspectDisk says how far it is.
+	RemoveDisk(ctx context.Context, in *RemoveDiskRequest, opts ...grpc.CallOption) (*Disk, error)
+	// ScrubDisk has a disk read and compared now. It returns at once.
+	ScrubDisk(ctx context.Context, in *ScrubDiskRequest, opts ...grpc.CallOption) (*Disk, error)
 	Status(ctx context.Context, in *StatusRequest, opts ...grpc.CallOption) (*ClusterStatus, error)
 }
 
@@ -237,6 +249,46 @@ func (c *holdfastClient) ListDisks(ctx context.Context, in *ListDisksRequest, op
 	return out, nil
 }
 
+func (c *holdfastClient) AddDisk(ctx context.Context, in *AddDiskRequest, opts ...grpc.CallOption) (*Disk, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(Disk)
+	err := c.cc.Invoke(ctx, Holdfast_AddDisk_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *holdfastClient) InspectDisk(ctx context.Context, in *DiskRequest, opts ...grpc.CallOption) (*Disk, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(Disk)
+	err := c.cc.Invoke(ctx, Holdfast_InspectDisk_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *holdfastClient) RemoveDisk(ctx context.Context, in *RemoveDiskRequest, opts ...grpc.CallOption) (*Disk, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(Disk)
+	err := c.cc.Invoke(ctx, Holdfast_RemoveDisk_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *holdfastClient) ScrubDisk(ctx context.Context, in *ScrubDiskRequest, opts ...grpc.CallOption) (*Disk, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(Disk)
+	err := c.cc.Invoke(ctx, Holdfast_ScrubDisk_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 func (c *holdfastClient) Status(ctx context.Context, in *StatusRequest, opts ...grpc.CallOption) (*ClusterStatus, error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(ClusterStatus)
@@ -274,6 +326,14 @@ type HoldfastServer interface {
 	// RemoveNode takes a node out of the cluster for ever.
 	RemoveNode(context.Context, *NodeRequest) (*RemoveNodeResponse, error)
 	ListDisks(context.Context, *ListDisksRequest) (*ListDisksResponse, error)
+	// AddDisk claims a device or an image on a node and opens it.
+	AddDisk(context.Context, *AddDiskRequest) (*Disk, error)
+	InspectDisk(context.Context, *DiskRequest) (*Disk, error)
+	// RemoveDisk has a disk's replicas moved to other disks and then lets it go, or
+	// ends that. It returns at once; InspectDisk says how far it is.
+	RemoveDisk(context.Context, *RemoveDiskRequest) (*Disk, error)
+	// ScrubDisk has a disk read and compared now. It returns at once.
+	ScrubDisk(context.Context, *ScrubDiskRequest) (*Disk, error)
 	Status(context.Context, *StatusRequest) (*ClusterStatus, error)
 	mustEmbedUnimplementedHoldfastServer()
 }
@@ -329,6 +389,18 @@ func (UnimplementedHoldfastServer) RemoveNode(context.Context, *NodeRequest) (*R
 }
 func (UnimplementedHoldfastServer) ListDisks(context.Context, *ListDisksRequest) (*ListDisksResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method ListDisks not implemented")
+}
+func (UnimplementedHoldfastServer) AddDisk(context.Context, *AddDiskRequest) (*Disk, error) {
+	return nil, status.Error(codes.Unimplemented, "method AddDisk not implemented")
+}
+func (UnimplementedHoldfastServer) InspectDisk(context.Context, *DiskRequest) (*Disk, error) {
+	return nil, status.Error(codes.Unimplemented, "method InspectDisk not implemented")
+}
+func (UnimplementedHoldfastServer) RemoveDisk(context.Context, *RemoveDiskRequest) (*Disk, error) {
+	return nil, status.Error(codes.Unimplemented, "method RemoveDisk not implemented")
+}
+func (UnimplementedHoldfastServer) ScrubDisk(context.Context, *ScrubDiskRequest) (*Disk, error) {
+	return nil, status.Error(codes.Unimplemented, "method ScrubDisk not implemented")
 }
 func (UnimplementedHoldfastServer) Status(context.Context, *StatusRequest) (*ClusterStatus, error) {
 	return nil, status.Error(codes.Unimplemented, "method Status not implemented")
@@ -617,6 +689,78 @@ func _Holdfast_ListDisks_Handler(srv interface{}, ctx context.Context, dec func(
 	return interceptor(ctx, in, info, handler)
 }
 
+func _Holdfast_AddDisk_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(AddDiskRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(HoldfastServer).AddDisk(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Holdfast_AddDisk_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(HoldfastServer).AddDisk(ctx, req.(*AddDiskRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Holdfast_InspectDisk_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(DiskRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(HoldfastServer).InspectDisk(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Holdfast_InspectDisk_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(HoldfastServer).InspectDisk(ctx, req.(*DiskRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Holdfast_RemoveDisk_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(RemoveDiskRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(HoldfastServer).RemoveDisk(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Holdfast_RemoveDisk_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(HoldfastServer).RemoveDisk(ctx, req.(*RemoveDiskRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Holdfast_ScrubDisk_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ScrubDiskRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(HoldfastServer).ScrubDisk(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Holdfast_ScrubDisk_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(HoldfastServer).ScrubDisk(ctx, req.(*ScrubDiskRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 func _Holdfast_Status_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
 	in := new(StatusRequest)
 	if err := dec(in); err != nil {
@@ -697,6 +841,22 @@ var Holdfast_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "ListDisks",
 			Handler:    _Holdfast_ListDisks_Handler,
+		},
+		{
+			MethodName: "AddDisk",
+			Handler:    _Holdfast_AddDisk_Handler,
+		},
+		{
+			MethodName: "InspectDisk",
+			Handler:    _Holdfast_InspectDisk_Handler,
+		},
+		{
+			MethodName: "RemoveDisk",
+			Handler:    _Holdfast_RemoveDisk_Handler,
+		},
+		{
+			MethodName: "ScrubDisk",
+			Handler:    _Holdfast_ScrubDisk_Handler,
 		},
 		{
 			MethodName: "Status",
