@@ -184,6 +184,9 @@ func (r *Replica) needsFrom() uint64 {
 	if r.submitting {
 		from = r.submitLow + 1
 	}
+	if r.damaged != nil { // nothing of it is ever applied
+		return from
+	}
 	for s := r.applied + 1; s <= r.tail; s++ {
 		from = min(from, r.index.get(s).serial)
 	}

@@ -336,6 +336,11 @@ func TestLostLeaf(t *testing.T) {
 				t.Fatalf("applied %d of %d", st.Applied, last+1)
 			}
 			wantRead(t, other, 3*chunkSize, pattern(last+1, 4096))
+			// What the damaged one had logged does not keep the log from the others.
+			for q := last + 2; q < last+600; q++ {
+				mustAppend(t, other, writeEntry(0, q, int64(q%4)*chunkSize, chunkSize))
+				other.SetCommit(q)
+			}
 		})
 	}
 }
