@@ -11,6 +11,9 @@ import (
 	"github.com/holdfast-storage/holdfast/raftstore/badgerlog"
 )
 
+// A leader whose file system is about to run full is to write no more than it must:
+// it gives up what a leader whose disk hangs loses, in the same way.
+//
 // A leader whose disk hangs is stuck in a write of its own log, and would lead
 // on for ever: its heartbeats come from other goroutines, so nobody stands for
 // election, and nothing is decided. After Timings.DiskPatience it sends none any
@@ -137,7 +140,17 @@ func (s *Store) isStuckNow() bool {
 	return is
 }
 
-// watchDisk turns the age of the oldest write into stuck, and back.
+// Spare says why nothing more may be written to the log than must be, for its file
+// system is about to run full, or nil. Until nil is said this member does not lead; it
+// takes what a leader sends. In effect a moment after the call.
+func (s *Store) Spare(why error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.full = why
+}
+
+// watchDisk turns the age of the oldest write, or a log to be spared, into stuck, and
+// back.
 func (s *Store) watchDisk() {
 	defer s.wg.Done()
 	tick := time.NewTicker(max(s.opts.Timings.DiskPatience/16, time.Millisecond))
@@ -149,16 +162,21 @@ func (s *Store) watchDisk() {
 			return
 		}
 		age := s.timed.oldest()
-		is := age >= s.opts.Timings.DiskPatience
 		s.mu.Lock()
+		full := s.full
+		is := age >= s.opts.Timings.DiskPatience || full != nil
 		if is != s.isStuck {
 			s.isStuck = is
-			if is {
-				close(s.stuck)
-				s.opts.Logger.Warn("the metadata's log is stuck in a write: this member does not lead until it returns", "since", age)
-			} else {
+			switch {
+			case !is:
 				s.stuck = make(chan struct{})
 				s.opts.Logger.Info("the metadata's log writes again")
+			case full != nil:
+				close(s.stuck)
+				s.opts.Logger.Error("the metadata's log is spared: this member does not lead until there is space", "error", full)
+			default:
+				close(s.stuck)
+				s.opts.Logger.Warn("the metadata's log is stuck in a write: this member does not lead until it returns", "since", age)
 			}
 			s.leaderMoved()
 		}
@@ -184,8 +202,13 @@ func (s *Store) leadsAgain() bool {
 	}
 }
 
-// errWriteStuck leaves open whether what was asked was or will be done.
-func errWriteStuck() error {
-	return &holdfast.Error{Kind: holdfast.ErrUnavailable, Message: "this node does not lead the metadata: its log is stuck in a write of its disk",
-		Cause: errors.Join(errStuck, &NotLeader{})}
+// stuckError leaves open whether what was asked was or will be done.
+func (s *Store) stuckError() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	message := "this node does not lead the metadata: its log is stuck in a write of its disk"
+	if s.full != nil {
+		message = "this node does not lead the metadata: " + s.full.Error()
+	}
+	return &holdfast.Error{Kind: holdfast.ErrUnavailable, Message: message, Cause: errors.Join(errStuck, &NotLeader{})}
 }

@@ -3,6 +3,7 @@ package raftstore
 import (
 	"context"
 	"errors"
+	"strings"
 	"testing"
 	"time"
 
@@ -107,4 +108,33 @@ func TestAHungDiskAlone(t *testing.T) {
 		n.Revision = have.Revision
 		return n
 	}()})
+}
+
+// TestAFullFileSystemDoesNotLead: while its log must be spared another member leads,
+// what that one says it still takes, and afterwards it may lead again.
+func TestAFullFileSystemDoesNotLead(t *testing.T) {
+	ms := three(t)
+	old := ms[0]
+	old.Spare(holdfast.Errorf(holdfast.ErrNoSpace, "8 MiB free"))
+	led := eventuallyLeads(t, ms[1:])
+	var not *NotLeader
+	_, err := old.Propose(within(t), &state.DeleteVolume{Volume: holdfast.NewID[holdfast.VolumeID]()})
+	if !errors.As(err, &not) || !strings.Contains(err.Error(), "8 MiB free") {
+		t.Fatalf("propose at a member whose file system is full: %v", err)
+	}
+	if old.IsLeader() {
+		t.Fatal("a member whose file system is full says that it leads")
+	}
+	if _, err := led.Propose(within(t), &state.DeleteVolume{Volume: holdfast.NewID[holdfast.VolumeID]()}); holdfast.KindOf(err) == holdfast.ErrUnavailable {
+		t.Fatalf("propose at the other: %v", err)
+	}
+	index := led.View().Index()
+	eventually(t, old.Store, "the full one follows", func(v *state.View) bool { return v.Index() >= index })
+	old.Spare(nil)
+	for old.isStuckNow() {
+		if err := within(t).Err(); err != nil {
+			t.Fatal("its log is spared for ever")
+		}
+		<-old.LeaderChanged()
+	}
 }

@@ -58,6 +58,7 @@ type Store struct {
 	moved    chan struct{}              // closed and replaced when the leader changes
 	had      bool                       // raft state was found by Open, or made since
 	isStuck  bool                       // a write of the log is older than the patience
+	full     error                      // see Spare
 	stuck    chan struct{}              // closed while isStuck
 }
 
@@ -530,7 +531,7 @@ func (s *Store) Propose(ctx context.Context, cmd state.Command) (state.Result, e
 	select {
 	case s.proposals <- struct{}{}:
 	case <-stuck:
-		return state.Result{}, errWriteStuck()
+		return state.Result{}, s.stuckError()
 	case <-ctx.Done():
 		return state.Result{}, timedOut(ctx, cmd)
 	case <-s.ctx.Done():
@@ -569,7 +570,7 @@ func (s *Store) wait(ctx context.Context, f raft.Future, after func()) error {
 	case err := <-done:
 		return err
 	case <-stuck:
-		return errWriteStuck()
+		return s.stuckError()
 	case <-ctx.Done():
 		return ctx.Err()
 	case <-s.fatal:

@@ -52,6 +52,9 @@ type Options struct {
 	// that fills, Apply, Checkpoint or Close.
 	ApplyEvery time.Duration
 
+	// MayGrow says why no more of the host's space may be taken for new chunks, or nil;
+	// what needs none goes on. It must not block. May be nil.
+	MayGrow func() error
 	// MapCache bounds the leaves of maps held in memory, in bytes. Zero:
 	// DefaultMapCache; at least MinMapCache. What exceeds it is read again when it
 	// is needed.

@@ -219,7 +219,7 @@ func (d *Disk) takeFresh(n int64) []uint32 {
 func (d *Disk) growFresh(n int64) bool {
 	d.growing.Lock()
 	defer d.growing.Unlock()
-	if d.hostFull || d.swept {
+	if d.hostFull || d.swept || d.mayGrow() != nil {
 		return false
 	}
 	d.hostFull = d.growLocked(n, 0) != nil

@@ -31,6 +31,11 @@ func (d *Disk) stepChunks() int64 {
 func (d *Disk) grow(n, pages int64) error {
 	d.growing.Lock()
 	defer d.growing.Unlock()
+	if d.alloc.short(n, pages) > 0 {
+		if err := d.mayGrow(); err != nil {
+			return err
+		}
+	}
 	err := d.growLocked(n, pages)
 	if holdfast.KindOf(err) != holdfast.ErrNoSpace || d.swept {
 		return err
@@ -46,6 +51,18 @@ func (d *Disk) grow(n, pages int64) error {
 		return err
 	}
 	return d.growLocked(n, pages)
+}
+
+// mayGrow returns why the host's space must be spared, or nil. What the log holds
+// when a disk is opened must find its place all the same.
+func (d *Disk) mayGrow() error {
+	if d.opts.MayGrow == nil || !d.opened.Load() {
+		return nil
+	}
+	if err := d.opts.MayGrow(); err != nil {
+		return holdfast.Errorf(holdfast.ErrNoSpace, "no more space is taken for the disk: %w", err)
+	}
+	return nil
 }
 
 // seekChunks is how many chunks seek asks for at once.

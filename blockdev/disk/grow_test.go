@@ -1,6 +1,7 @@
 package disk
 
 import (
+	"strings"
 	"syscall"
 	"testing"
 
@@ -199,4 +200,47 @@ func TestAllocateRefused(t *testing.T) {
 	fs.Inject(vfs.Fault{Op: vfs.OpAllocate, Err: syscall.EIO})
 	_, err := Open(t.Context(), fs, testPath, Options{foreground: true})
 	wantKind(t, err, holdfast.ErrIO)
+}
+
+// While the host's space must be spared, what needs a new chunk is refused before it is
+// logged, and all else goes on; afterwards it is as before.
+func TestMayGrow(t *testing.T) {
+	fs := vfs.NewMemory(1)
+	o := smallFormat()
+	o.Size = 256 << 20
+	mustFormat(t, fs, testPath, o)
+	var low error
+	d, err := Open(t.Context(), fs, testPath, Options{foreground: true, MayGrow: func() error { return low }})
+	if err != nil {
+		t.Fatal(err)
+	}
+	r := mustCreate(t, d, 1, 128<<20)
+	mustAppend(t, r, writeEntry(0, 1, 0, 4096))
+	low = holdfast.Errorf(holdfast.ErrNoSpace, "8 MiB free")
+	q := holdfast.Seq(2)
+	for ; ; q++ { // what was taken already is used up
+		err := r.Append([]Entry{writeEntry(0, q, int64(q)*chunkSize, 4096)})
+		if err != nil {
+			wantKind(t, err, holdfast.ErrNoSpace)
+			if !strings.Contains(err.Error(), "8 MiB free") {
+				t.Fatalf("it does not say why: %v", err)
+			}
+			break
+		}
+		if q > 1200 {
+			t.Fatal("more was taken than had space")
+		}
+	}
+	mustAppend(t, r, writeEntry(0, q, 0, 4096), Entry{Seq: q + 1, Type: OpTrim, Offset: chunkSize * 4, Length: chunkSize})
+	mustSync(t, r)
+	r.SetCommit(q + 1)
+	if err := d.Checkpoint(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	low = nil
+	mustAppend(t, r, writeEntry(0, q+2, 100<<20, 1<<20))
+	wantRead(t, r, 100<<20, pattern(q+2, 1<<20))
+	if err := d.Close(); err != nil {
+		t.Fatal(err)
+	}
 }

@@ -63,6 +63,7 @@ type node struct {
 	api   *server.Server
 
 	rebuilds *controller.Controller
+	space    *space
 
 	listeners struct{ api, http, data, raft, nbd net.Listener }
 	closers   []func(context.Context)
@@ -95,6 +96,7 @@ func Run(ctx context.Context, o Options, log *slog.Logger) error {
 			return err
 		}
 	}
+	n.run(func() { n.watchSpace(work) })
 	n.run(func() { n.disks.Run(work) })
 	n.run(func() { n.att.Run(work) })
 	log.Info("node runs", "name", o.Name, "node", n.id.Node, "cluster", n.id.Cluster, "address", o.Address, "version", o.Version)
@@ -170,6 +172,10 @@ func (n *node) listen(context.Context) (err error) {
 
 func (n *node) openStore(context.Context) error {
 	if err := n.dir.keepBallast(n.o.ballast); err != nil {
+		return err
+	}
+	var err error
+	if n.space, err = newSpace(n.o.DataDir, n.o.ballast); err != nil {
 		return err
 	}
 	store, err := raftstore.Open(raftstore.Options{Dir: n.dir.file("raft"), Listener: n.listeners.raft, Address: n.o.RaftAddress, Logger: n.log})
@@ -284,7 +290,7 @@ func (n *node) openDisks(ctx context.Context) error {
 	n.serve = srv
 	n.disks = reconcile.NewDisks(reconcile.DisksOptions{Cluster: n.meta, Serve: srv, FS: vfs.OS{}, ID: n.id.Cluster, Node: n.id.Node, Instance: n.instance,
 		Probe: func(path string) (string, error) { return mount.Signature(context.WithoutCancel(ctx), path) }, InUse: mount.InUse, Class: class,
-		Save: func(list []reconcile.DiskSpec) error { return n.dir.saveJSON("disks.json", list) }, None: n.o.noDisks, Logger: n.log})
+		Save: func(list []reconcile.DiskSpec) error { return n.dir.saveJSON("disks.json", list) }, None: n.o.noDisks, MayGrow: n.space.grow, Logger: n.log})
 	n.onClose(func(context.Context) {
 		err := srv.Close()
 		if err := errors.Join(err, n.disks.Close()); err != nil {

@@ -36,6 +36,8 @@ type DisksOptions struct {
 	Class func(path string) string
 	// Save keeps the list of this node's disks for its next start. May be nil.
 	Save func([]DiskSpec) error
+	// MayGrow says why an image may take no more space of its host, or nil. May be nil.
+	MayGrow func(path string) error
 	// None: the node was started to have no disks, and is given none.
 	None bool
 	// ScrubEvery is how often a disk is scrubbed. Zero: DefaultScrubEvery;
@@ -116,7 +118,11 @@ func (d *Disks) openOne(ctx context.Context, spec DiskSpec) (holdfast.DiskID, er
 		pool = d.o.Class(path)
 	}
 	opened := make(chan *openDisk, 1)
-	dk, err := disk.Open(ctx, d.o.FS, path, disk.Options{Logger: d.o.Logger, Cluster: d.o.ID, Node: d.o.Node, OnFail: func(err error) { d.failed(<-opened, err) }})
+	o := disk.Options{Logger: d.o.Logger, Cluster: d.o.ID, Node: d.o.Node, OnFail: func(err error) { d.failed(<-opened, err) }}
+	if d.o.MayGrow != nil {
+		o.MayGrow = func() error { return d.o.MayGrow(path) }
+	}
+	dk, err := disk.Open(ctx, d.o.FS, path, o)
 	if err != nil {
 		return holdfast.DiskID{}, fmt.Errorf("disk %s: %w", path, err)
 	}
