@@ -13,12 +13,6 @@ import (
 // first, and one that left its session does not answer at all.
 const askTime = 10 * time.Second
 
-// source is a member to read a chunk from.
-type source struct {
-	replica holdfast.ReplicaID
-	conn    coordinator.Conn
-}
-
 // pieces is a chunk as one member holds it, block by block: what it calls data
 // matches its sums.
 type pieces struct {
@@ -26,36 +20,18 @@ type pieces struct {
 	blocks            [holdfast.BlocksPerChunk][]byte
 }
 
-// inSync returns the in-sync members that can be asked, and whether these are
-// all there are. Under mu.
-func (s *segment) inSync() (list []source, all bool) {
-	all = true
-	for _, m := range s.core.State().Members {
-		if !m.InSync {
-			continue
-		}
-		p := s.peers[m.Replica]
-		if p == nil || p.conn == nil || p.conn.ended || m.Link != "streaming" && m.Link != "replaying" {
-			all = false
-			continue
-		}
-		list = append(list, source{m.Replica, p.conn.number})
-	}
-	return list, all && len(list) > 0
-}
-
 // readPieces reads a chunk as of an applied entry of at least floor.
-func (s *segment) readPieces(ctx context.Context, from source, index int64, floor holdfast.Seq) (*pieces, error) {
+func (s *segment) readPieces(ctx context.Context, from coordinator.Holder, index int64, floor holdfast.Seq) (*pieces, error) {
 	ctx, cancel := context.WithTimeout(ctx, askTime)
 	defer cancel()
-	m, err := s.ask(ctx, from.replica, from.conn, &wire.ReadChunk{Index: index, Floor: floor})
+	m, err := s.ask(ctx, from.Replica, from.Conn, &wire.ReadChunk{Index: index, Floor: floor})
 	if err != nil {
 		return nil, err
 	}
 	defer m.Release()
 	c, ok := m.(*wire.Chunk)
 	if !ok || c.Index != index {
-		return nil, holdfast.Errorf(holdfast.ErrInvalid, "replica %v answered READ_CHUNK %d with %v", from.replica, index, m.Type())
+		return nil, holdfast.Errorf(holdfast.ErrInvalid, "replica %v answered READ_CHUNK %d with %v", from.Replica, index, m.Type())
 	}
 	return unpack(&c.ChunkContent)
 }
@@ -96,72 +72,58 @@ func (p *pieces) pack() (wire.ChunkContent, *wire.Buffer) {
 	return c, buf
 }
 
-// fill takes blocks that p lacks from another member's pieces: those whose sum
-// is the one that p should have; and any, if they are of the same version: the
-// same entry changed the chunk last, so it holds the same.
-func (p *pieces) fill(o *pieces, version bool) {
+// content is what the core learns of it. The states have the same numbers.
+func (p *pieces) content() coordinator.ChunkContent {
+	c := coordinator.ChunkContent{LastSeq: p.LastSeq, AsOf: p.AsOf, Blocks: make([]coordinator.Piece, len(p.States))}
 	for i, st := range p.States {
-		if st != wire.BlockBad && st != wire.BlockPoison {
-			continue
-		}
-		same := version && o.LastSeq == p.LastSeq
-		switch {
-		case o.States[i] == wire.BlockData && (same || st == wire.BlockBad && o.Sums[i] == p.Sums[i]):
-			p.States[i], p.Sums[i], p.blocks[i] = wire.BlockData, o.Sums[i], o.blocks[i]
-		case o.States[i] == wire.BlockZero && same:
-			p.States[i], p.Sums[i], p.blocks[i] = wire.BlockZero, 0, nil
-		}
+		c.Blocks[i] = coordinator.Piece{State: coordinator.BlockState(st), Sum: p.Sums[i]}
 	}
+	return c
 }
 
-// errNotNow: what a chunk lacks can neither be had nor called lost now.
-var errNotNow = holdfast.Errorf(holdfast.ErrUnavailable, "not every in-sync replica told what it holds of the chunk in this version")
+// assemble makes the chunk that the core decided on, out of what was read.
+func assemble(c coordinator.ChunkContent, index int64, read []*pieces) *pieces {
+	p := &pieces{}
+	p.Index, p.LastSeq, p.AsOf = index, c.LastSeq, c.AsOf
+	for i, b := range c.Blocks {
+		p.States[i], p.Sums[i] = wire.BlockState(b.State), b.Sum
+		if b.State == coordinator.BlockData {
+			p.blocks[i] = read[b.From].blocks[i]
+		}
+	}
+	return p
+}
 
-// mend completes a chunk that was read from a member: by what of it the members
-// of extra hold with the right sums, by the chunk of an in-sync one that has it
-// whole, or by blocks of several. What none of them has becomes poison: only
-// once every in-sync member was asked, and answered with the same version.
-func (s *segment) mend(ctx context.Context, p *pieces, from source, floor holdfast.Seq, extra ...source) (*pieces, error) {
+// mend completes a chunk that was read from a member, out of what others hold of
+// it: first those of extra, then the in-sync ones. News is false if all that it lacks
+// is lost, and from knew.
+func (s *segment) mend(ctx context.Context, p *pieces, from coordinator.Holder, floor holdfast.Seq, extra ...coordinator.Holder) (good *pieces, news bool, err error) {
+	m := coordinator.NewMend(p.content(), from, floor)
+	read := []*pieces{p}
 	for _, e := range extra {
 		if o, err := s.readPieces(ctx, e, p.Index, 0); err == nil {
-			p.fill(o, false)
+			read = append(read, o)
+			m.Extra(o.content())
 		}
-	}
-	if p.Missing() == 0 {
-		return p, nil
 	}
 	s.mu.Lock()
-	members, all := s.inSync()
+	m.Members(s.core.Holders())
 	s.mu.Unlock()
-	self := false
-	for _, m := range members {
-		if m == from {
-			self = true
-			continue
-		}
-		o, err := s.readPieces(ctx, m, p.Index, floor)
+	for h, floor, ok := m.Next(); ok; h, floor, ok = m.Next() {
+		o, err := s.readPieces(ctx, h, p.Index, floor)
 		switch {
 		case ctx.Err() != nil:
-			return nil, ctx.Err()
+			return nil, false, ctx.Err()
 		case err != nil:
-			all = false
-			continue
-		case o.Missing() == 0:
-			return o, nil
-		}
-		p.fill(o, true)
-		all = all && o.LastSeq == p.LastSeq
-	}
-	switch {
-	case p.Missing() == 0:
-		return p, nil
-	case !all || !self:
-		return nil, errNotNow
-	}
-	for i, st := range p.States {
-		if st == wire.BlockBad {
-			p.States[i], p.Sums[i] = wire.BlockPoison, 0
+			m.Silent()
+		default:
+			read = append(read, o)
+			m.Answer(o.content())
 		}
 	}
-	return p, nil
+	c, news, err := m.Done()
+	if err != nil {
+		return nil, false, err
+	}
+	return assemble(c, p.Index, read), news, nil
 }

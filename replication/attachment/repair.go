@@ -4,9 +4,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/holdfast-storage/holdfast"
+	"github.com/holdfast-storage/holdfast/replication/coordinator"
 	"github.com/holdfast-storage/holdfast/replication/wire"
 )
 
@@ -144,33 +146,29 @@ func (s *segment) repair(ctx context.Context, p *peer, chunk int64) (err error) 
 // repairOnce tries once; not done, it may be tried again at once.
 func (s *segment) repairOnce(ctx context.Context, p *peer, chunk int64) (done bool, err error) {
 	s.mu.Lock()
+	s.stepLocked(coordinator.Settle{})
 	floor := s.core.State().Acked
-	target, ok := source{}, false
-	members, _ := s.inSync()
-	for _, m := range members {
-		if m.replica == p.id {
-			target, ok = m, true
-		}
-	}
-	s.mu.Unlock()
-	if !ok {
+	members, _ := s.core.Holders()
+	s.unlock()
+	i := slices.IndexFunc(members, func(h coordinator.Holder) bool { return h.Replica == p.id })
+	if i < 0 {
 		return true, holdfast.Errorf(holdfast.ErrUnavailable, "replica %v is not in sync now: what it lacks comes with the rest", p.id)
 	}
+	target := members[i]
 	bad, err := s.readPieces(ctx, target, chunk, floor)
 	if err != nil {
 		return true, err
 	}
-	before := bad.States
 	if bad.Missing() == 0 {
 		return true, nil // written again, or good by now
 	}
-	good, err := s.mend(ctx, bad, target, bad.AsOf)
+	good, news, err := s.mend(ctx, bad, target, bad.AsOf)
 	switch {
-	case errors.Is(err, errNotNow):
+	case errors.Is(err, coordinator.ErrNotNow):
 		return false, err
 	case err != nil:
 		return true, err
-	case good == bad && good.States == before:
+	case !news:
 		return true, errLost // called so before
 	}
 	content, buf := good.pack()
@@ -180,7 +178,7 @@ func (s *segment) repairOnce(ctx context.Context, p *peer, chunk int64) (done bo
 	}
 	ctx, cancel := context.WithTimeout(ctx, askTime)
 	defer cancel()
-	reply, err := s.ask(ctx, target.replica, target.conn, m)
+	reply, err := s.ask(ctx, target.Replica, target.Conn, m)
 	if err != nil {
 		return true, err
 	}

@@ -591,7 +591,7 @@ func TestRepairsThatFailPause(t *testing.T) {
 	conn := s.peers[key.replica].conn
 	s.repairs[key] = &repair{active: true}
 	for want := minRepairPause; want < maxRepairPause; want *= 2 {
-		s.repaired(key, errNotNow)
+		s.repaired(key, coordinator.ErrNotNow)
 		if r := s.repairs[key]; r.active || r.pause != want || r.next < now()+want-time.Second {
 			t.Fatalf("after a failure: %+v", r)
 		}

@@ -341,7 +341,7 @@ func (s *segment) installOf(ctx context.Context, a coordinator.StartCopy, c *wir
 	if err != nil {
 		return nil, err
 	}
-	p, err = s.mend(ctx, p, source{a.Source, a.SourceConn}, a.At, source{a.Target, a.TargetConn})
+	p, _, err = s.mend(ctx, p, coordinator.Holder{Replica: a.Source, Conn: a.SourceConn}, a.At, coordinator.Holder{Replica: a.Target, Conn: a.TargetConn})
 	if err != nil {
 		return nil, err
 	}

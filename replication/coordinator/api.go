@@ -239,6 +239,9 @@ type (
 	}
 	// Flush asks that every write completed before it be durable.
 	Flush struct{ ID OpID }
+	// Settle asks the same of every acknowledged write, without an answer: who
+	// looks at chunks waits until they are applied.
+	Settle struct{}
 	// Sampled answers SampleRead: the bytes are in the buffer, or Err.
 	Sampled struct {
 		ID      OpID
@@ -597,6 +600,7 @@ func (CopyProgress) coordinatorEvent()  {}
 func (Write) coordinatorEvent()         {}
 func (Read) coordinatorEvent()          {}
 func (Flush) coordinatorEvent()         {}
+func (Settle) coordinatorEvent()        {}
 func (Sampled) coordinatorEvent()       {}
 func (Proposed) coordinatorEvent()      {}
 func (Meta) coordinatorEvent()          {}

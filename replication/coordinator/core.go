@@ -191,6 +191,8 @@ func (c *Core) Step(now time.Duration, ev Event) []Action {
 	case Flush:
 		c.waits.push(wait{id: e.ID, target: c.acked, since: c.now})
 		c.wantFlush(c.acked)
+	case Settle:
+		c.wantFlush(c.acked)
 	case Tick:
 		c.onTick()
 	case LinkUp:

@@ -242,6 +242,8 @@ func (h *history) do(line string) []string {
 		ev = Read{OpID(n(0)), n(1) * 4096, n(2) * 4096}
 	case "flush":
 		ev = Flush{OpID(n(0))}
+	case "settle":
+		ev = Settle{}
 	case "sampled":
 		e := Sampled{ID: OpID(n(0)), Sample: uint64(n(1)), Replica: rep(kv["from"])}
 		switch arg(2) {

@@ -175,10 +175,13 @@ func (c *checker) atRest(r *register) {
 			asOf := max(m.st.Applied, m.v[k])
 			base := c.state(asOf)
 			for b := k * blocksPerChunk; b < (k+1)*blocksPerChunk; b++ {
+				if m.lost(b) {
+					continue // lost, and says so
+				}
 				if got := m.block(b); got != want[b] {
 					c.fail("at rest: block %d of in-sync n%d is %d, by the order %d", b, n.index, got, want[b])
 				}
-				if m.base[b] != base[b] && !c.wroteBehind(asOf, b, m.base[b]) {
+				if !m.poison[b] && m.base[b] != base[b] && !c.wroteBehind(asOf, b, m.base[b]) {
 					c.fail("at rest: the base of in-sync n%d holds %d in block %d as of %d, by the order %d", n.index, m.base[b], b, asOf, base[b])
 				}
 			}

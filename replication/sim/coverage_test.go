@@ -29,17 +29,19 @@ var mustCover = map[string]string{
 	"end ":             "fenced detached no-in-sync",
 	"fault ":           "leaving salvage|of|in-sync salvage|of|stale salvage|of|orphan rot harm one-way slow-disk jump stall relay",
 	"read ":            "meets|rot ends|with|EIO",
-	"copy meets ":      "rot",
+	"copy meets ":      "rot poison",
+	"mend ":            "from|one from|several not|now",
+	"repair ":          "told in|place by|install poisons refused again not|now unanswered of|who|is|not|in|sync of|what|is|lost done by|a|write",
 	"replica.":         "Fence|overtakes|entries Ping|overtakes|entries",
 	"role in-sync -> ": "stale deleting orphan",
 	"role stale -> ":   "syncing in-sync orphan deleting",
 	"role syncing -> ": "in-sync deleting",
 	"role orphan -> ":  "in-sync deleting",
 	"promise ":         "begins ends",
-	"copy takes replica.": "Tick Fence Open Join Append Flush Commit Ping Read Intact Install Whole Fetch Closed Left Fenced Opened Appended Synced Sampled Installed WholeDone " +
+	"copy takes replica.": "Tick Fence Open Join Append Flush Commit Ping Read Intact Install Repair Whole Fetch Closed Left Fenced Opened Appended Synced Sampled Installed Repaired WholeDone " +
 		"AppliedTo Failed",
-	"copy asks replica.": "LogFence LogTruncate LogRebase LogAppend LogSync LogCommit LogRead LogIntact LogHint LogInstall LogWhole LogFetch Drop SendFenceOK SendRefused SendOpened " +
-		"SendAck SendFlushed SendPong SendSample DropRead SendInstalled SendWhole SendFailed CloseConn",
+	"copy asks replica.": "LogFence LogTruncate LogRebase LogAppend LogSync LogCommit LogRead LogIntact LogHint LogInstall LogRepair LogWhole LogFetch Drop SendFenceOK SendRefused SendOpened " +
+		"SendAck SendFlushed SendPong SendSample DropRead SendInstalled SendRepaired SendWhole SendFailed CloseConn",
 	"phase fencing -> ":      "opening ended",
 	"phase opening -> ":      "activating ended",
 	"phase activating -> ":   "active ended",

@@ -4,6 +4,7 @@ import (
 	"time"
 
 	"github.com/holdfast-storage/holdfast"
+	"github.com/holdfast-storage/holdfast/replication/coordinator"
 	"github.com/holdfast-storage/holdfast/replication/replica"
 )
 
@@ -55,8 +56,9 @@ type record struct {
 	boot  int
 	chunk int
 	data  [blocksPerChunk]value
-	last  holdfast.Seq // install: the source's lastSeq
-	tail  holdfast.Seq // tail after this record
+	lost  [blocksPerChunk]bool // install: nobody has these blocks
+	last  holdfast.Seq         // install: the source's lastSeq
+	tail  holdfast.Seq         // tail after this record
 }
 
 // image is what the records amount to.
@@ -67,7 +69,9 @@ type image struct {
 	base       [blocks]value
 	v          [chunks]holdfast.Seq // as-of of the last install
 	lastSeq    [chunks]holdfast.Seq
-	rot        [blocks]bool // the medium no longer holds what the base took; its checksum tells
+	// rot: the medium no longer holds what the base took; the checksum tells, which is
+	// that of the value in base. poison: the block is known to be lost.
+	rot, poison [blocks]bool
 }
 
 // disk is the disk of one replica: a log with a volatile cache, and a base.
@@ -145,9 +149,11 @@ func (im *image) take(r record) {
 	case recCommit:
 		st.Commit = max(st.Commit, r.seq)
 	case recInstall:
-		for i := range r.data {
-			im.base[r.chunk*blocksPerChunk+i] = r.data[i]
-			im.rot[r.chunk*blocksPerChunk+i] = false
+		for i, v := range r.data {
+			b := r.chunk*blocksPerChunk + i
+			if im.poison[b] = r.lost[i]; !r.lost[i] {
+				im.base[b], im.rot[b] = v, false
+			}
 		}
 		im.v[r.chunk] = r.seq
 		im.lastSeq[r.chunk] = r.last
@@ -192,7 +198,7 @@ func (im *image) put(e logEntry, c int) {
 	}
 	for b := max(e.m.first, c*blocksPerChunk); b < min(e.m.first+e.m.n, (c+1)*blocksPerChunk); b++ {
 		im.base[b] = e.m.v
-		im.rot[b] = false
+		im.rot[b], im.poison[b] = false, false
 		if Mutant != "lastseq_at_append" {
 			im.lastSeq[c] = max(im.lastSeq[c], e.seq)
 		}
@@ -201,17 +207,38 @@ func (im *image) put(e logEntry, c int) {
 
 // block returns the newest logged value of a block.
 func (im *image) block(b int) value {
-	v, _ := im.look(b)
-	return v
+	if e := im.newest(b); e != nil {
+		return e.m.v
+	}
+	return im.base[b]
 }
 
-// look returns that, and whether it can be read: what is in the log can, what
-// only the base holds may have rotted.
+// look returns that, and whether it can be read: what is not yet in the base is read
+// from the log; what only the base holds may have rotted, or be lost.
 func (im *image) look(b int) (v value, bad bool) {
-	if e := im.newest(b); e != nil {
+	if e := im.newest(b); e != nil && e.seq > im.st.Applied {
 		return e.m.v, false
 	}
-	return im.base[b], im.rot[b]
+	return im.base[b], im.bad(b)
+}
+
+// bad says whether a block of the base cannot be read.
+func (im *image) bad(b int) bool { return im.rot[b] || im.poison[b] }
+
+// lost says whether a block is lost, and nothing was written since.
+func (im *image) lost(b int) bool { return im.poison[b] && im.newest(b) == nil }
+
+// state is what the map and the medium say of a block of the base.
+func (im *image) state(b int) coordinator.BlockState {
+	switch {
+	case im.poison[b]:
+		return coordinator.BlockPoison
+	case im.rot[b]:
+		return coordinator.BlockBad
+	case im.base[b] == 0:
+		return coordinator.BlockZero
+	}
+	return coordinator.BlockData
 }
 
 // newest is the last logged entry that writes to a block, nil if there is none.
@@ -252,10 +279,13 @@ func (d *disk) powerLoss() {
 	base, rot, back := d.mem.base, d.mem.rot, d.n.w.chance(0.5)
 	d.wal = d.wal[:n]
 	d.mem = d.ckpt.clone()
+	for b := range blocks {
+		// What was written in a rotten place, and not back, left it as it was.
+		d.mem.rot[b] = rot[b] || d.mem.rot[b] && !back
+	}
 	if back {
 		d.mem.base = base
 	}
-	d.mem.rot = rot
 	for _, r := range d.wal {
 		d.mem.take(r)
 	}

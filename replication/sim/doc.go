@@ -15,9 +15,10 @@
 //     losing what is under way; hosts are cut off, both ways or one way, and
 //     messages wait until the cut heals;
 //   - a bit flips on the way to a log, or under a read: the edge's checksum
-//     tells; a block of a base rots for seconds, until a scrub repairs it; a
-//     durable record becomes unreadable, which the next open finds (damaged); a
-//     disk fails for the life of a process, what was not synced is lost;
+//     tells; blocks of a base rot, of one replica or of several at once, and stay so
+//     until they are repaired or written again; a durable record becomes unreadable,
+//     which the next open finds (damaged); a disk fails for the life of a process,
+//     what was not synced is lost;
 //   - a disk is slow for seconds: changes of the log keep their order, but what
 //     comes on a connection meanwhile overtakes them;
 //   - replicas are placed on hosts that have none, and told to go; what is removed
@@ -32,13 +33,15 @@
 //
 // Checked after every step, from what clients were told: C1 (per block
 // linearizable), C2, C3, C4, C5 and C6; that what a session finds is what the one
-// order of all writes up to its start says, over all blocks; at rest, after a clean
+// order of all writes up to its start says, over all blocks; that a block is called lost
+// only if no in-sync replica had it; at rest, after a clean
 // detach, that each in-sync replica is its log's prefix; at the end, that all
-// replicas hold the same bytes and that the cluster finds back to full strength.
+// replicas hold the same bytes, no bad block among them, and that the cluster finds back
+// to full strength.
 // The order is what writers gave places to, cut where raft says that a later epoch
 // starts. No check looks at a rule of the protocol.
 //
 // Start reading at Run in run.go; the checks are in check.go, the faults in
-// faults.go, members.go and relay.go. `go test ./replication/sim -seeds FROM-TO` runs
+// faults.go, members.go and relay.go; repair.go has the edges of a repair. `go test ./replication/sim -seeds FROM-TO` runs
 // those seeds.
 package sim

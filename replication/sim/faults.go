@@ -537,18 +537,30 @@ func (w *world) deafen(a int, out, v bool) {
 	}
 }
 
-// rot has the medium forget what a block of some base holds. A scrub finds it in
-// time, and repairs it; until then every read of it fails its checksum (C6).
+// rot has the medium forget what a block of some base holds; sometimes other
+// replicas lose of the same chunk at the same time. A scrub finds it in time, if no read
+// does; until it is repaired every read of it fails its checksum (C6).
 func (w *world) rot() {
-	x := w.reps[w.rng.Intn(len(w.reps))]
-	if x.disk == nil {
-		return
+	first, c, several := w.rng.Intn(len(w.reps)), w.rng.Intn(chunks), w.chance(0.3)
+	for i := range w.reps {
+		x := w.reps[(first+i)%len(w.reps)]
+		b := c*blocksPerChunk + w.rng.Intn(blocksPerChunk)
+		if x.disk == nil || x.disk.mem.base[b] == 0 || i > 0 && w.chance(0.2) {
+			continue
+		}
+		w.log("block %d of n%d rots", b, x.index)
+		w.cover("fault rot")
+		x.disk.mem.rot[b] = true
+		x.rots++
+		w.after(w.between(time.Second, 20*time.Second), func() {
+			if x.host != nil {
+				x.host.scrub()
+			}
+		})
+		if !several {
+			return
+		}
 	}
-	d, b := x.disk, w.rng.Intn(blocks)
-	w.log("block %d of n%d rots", b, x.index)
-	w.cover("fault rot")
-	d.mem.rot[b] = true
-	w.after(w.between(time.Second, 20*time.Second), func() { d.mem.rot[b] = false })
 }
 
 // harm makes a durable record of a log unreadable, and the process that would
@@ -591,9 +603,6 @@ func (w *world) heal() {
 	w.rates.hungSync, w.rates.slowMessage, w.rates.flips = 0, 0, 0
 	for _, n := range w.nodes {
 		n.raftCutUntil, n.slowUntil, n.relay = 0, 0, nil
-		if n.disk != nil {
-			n.disk.mem.rot = [blocks]bool{}
-		}
 		n.start()
 	}
 	if w.rates.slowWindow > 0 {

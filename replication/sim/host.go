@@ -4,6 +4,7 @@ import (
 	"time"
 
 	"github.com/holdfast-storage/holdfast"
+	"github.com/holdfast-storage/holdfast/replication/coordinator"
 	"github.com/holdfast-storage/holdfast/replication/replica"
 )
 
@@ -23,11 +24,20 @@ type (
 		chunk int // -1: not a chunk
 	}
 	installMsg struct {
-		ev    replica.Install
-		id    int // of the writer, returned with the answer
+		ev replica.Install
+		chunkMsg
+	}
+	repairMsg struct {
+		ev replica.Repair
+		chunkMsg
+	}
+	chunkMsg struct {
+		id    uint64 // of the writer, returned with the answer
 		chunk int
 		data  [blocksPerChunk]value
+		lost  [blocksPerChunk]bool // blocks that nobody has
 		last  holdfast.Seq
+		seen  *witness // if any is lost
 	}
 )
 
@@ -44,12 +54,18 @@ type (
 		entries []logEntry
 		chunks  []int
 		data    [blocksPerChunk]value
+		state   [blocksPerChunk]coordinator.BlockState
+		sum     [blocksPerChunk]value // what the block should be, where it is data or bad
 		last    holdfast.Seq
 		asOf    holdfast.Seq
 		err     error
 	}
+	// damagedMsg tells of chunks with bad blocks.
+	damagedMsg struct {
+		chunks []int
+	}
 	installedMsg struct {
-		id    int
+		id    uint64
 		asOf  holdfast.Seq
 		retry bool
 	}
@@ -77,10 +93,12 @@ type host struct {
 
 	batch    replica.Batch
 	appends  map[replica.Batch][]logEntry
-	installs map[replica.Batch]installMsg
+	installs map[replica.Batch]chunkMsg // and repairs
 	reads    map[readKey]readMsg
 	samples  map[readKey]sampleMsg
 	fetches  map[readKey]fetchMsg
+
+	damage damage
 
 	changing  int           // changes of the log under way
 	changedAt time.Duration // when the last change of the log under way has taken effect
@@ -89,7 +107,7 @@ type host struct {
 func newHost(n *node) *host {
 	h := &host{
 		n: n, conns: map[replica.Conn]*link{}, numbers: map[*link]replica.Conn{},
-		appends: map[replica.Batch][]logEntry{}, installs: map[replica.Batch]installMsg{},
+		appends: map[replica.Batch][]logEntry{}, installs: map[replica.Batch]chunkMsg{},
 		reads: map[readKey]readMsg{}, samples: map[readKey]sampleMsg{}, fetches: map[readKey]fetchMsg{},
 	}
 	st := n.disk.mem.st
@@ -105,6 +123,7 @@ func (h *host) tick() {
 		d.checkpoint(h.n.w.rng.Intn(40))
 		h.tellApplied()
 	}
+	h.tellDamage()
 }
 
 func (h *host) tellApplied() {
@@ -154,12 +173,14 @@ func (h *host) receive(l *link, body any) {
 	case installMsg:
 		h.batch++
 		m.ev.Conn, m.ev.Batch = c, h.batch
-		h.installs[h.batch] = m
-		if !h.n.w.healing && h.n.w.chance(0.3) {
-			h.n.disk.mem.apply(min(h.n.disk.mem.st.Commit, h.n.disk.mem.st.Dur))
-			h.n.disk.checkpoint(0) // right under a chunk that is about to come
-			h.tellApplied()
-		}
+		h.installs[h.batch] = m.chunkMsg
+		h.underChunk()
+		h.step(m.ev)
+	case repairMsg:
+		h.batch++
+		m.ev.Conn, m.ev.Batch = c, h.batch
+		h.installs[h.batch] = m.chunkMsg
+		h.underChunk()
 		h.step(m.ev)
 	case replica.Fence:
 		m.Conn = c
@@ -188,6 +209,15 @@ func (h *host) receive(l *link, body any) {
 	case replica.Left:
 		m.Conn = c
 		h.step(m)
+	}
+}
+
+// underChunk sometimes has the log recycled right under a chunk that is about to come.
+func (h *host) underChunk() {
+	if d := h.n.disk; !h.n.w.healing && h.n.w.chance(0.3) {
+		d.mem.apply(min(d.mem.st.Commit, d.mem.st.Dur))
+		d.checkpoint(0)
+		h.tellApplied()
 	}
 }
 
@@ -263,9 +293,15 @@ func (h *host) act(a replica.Action) {
 				h.step(replica.Installed{Batch: a.Batch, Err: errBelow}) // recycled meanwhile
 				return
 			}
-			d.write(record{kind: recInstall, chunk: m.chunk, data: m.data, seq: a.AsOf, last: m.last})
+			if m.lost != [blocksPerChunk]bool{} {
+				w.cover("copy meets poison")
+			}
+			d.install(&m, a.AsOf)
 			h.step(replica.Installed{Batch: a.Batch})
 		})
+	case replica.LogRepair:
+		m := h.installs[a.Batch]
+		h.inOrder(time.Millisecond, func() { h.step(replica.Repaired{Batch: a.Batch, Err: d.repair(&m, a.AsOf)}) })
 	case replica.LogWhole:
 		if Mutant == "install_not_durable" {
 			d.overtake(record{kind: recWhole})
@@ -314,14 +350,20 @@ func (h *host) act(a replica.Action) {
 		m.id, m.err = a.ID, a.Err
 		h.send(a.Conn, m)
 	case replica.SendInstalled:
-		m := h.installs[a.Batch]
-		delete(h.installs, a.Batch)
-		h.send(a.Conn, installedMsg{id: m.id, asOf: a.AsOf, retry: a.Retry})
+		h.sendInstalled(a.Conn, a.Batch, a.AsOf, a.Retry)
+	case replica.SendRepaired:
+		h.sendInstalled(a.Conn, a.Batch, a.AsOf, a.Retry)
 	case replica.CloseConn:
 		if l := h.conns[a.Conn]; l != nil && !h.unnoticed(a.Conn) {
 			l.closeByReplica()
 		}
 	}
+}
+
+func (h *host) sendInstalled(c replica.Conn, b replica.Batch, asOf holdfast.Seq, retry bool) {
+	m := h.installs[b]
+	delete(h.installs, b)
+	h.send(c, installedMsg{id: m.id, asOf: asOf, retry: retry})
 }
 
 // unnoticed says whether the mutant applies to a connection: a writer that runs
@@ -409,6 +451,7 @@ func (h *host) sample(key readKey) {
 		v, bad := h.n.disk.mem.look(b)
 		if bad {
 			h.n.w.cover("read meets rot")
+			h.damage.found(b / blocksPerChunk)
 			s.values, s.err = []value{^value(0)}, errFlip
 			break
 		}
@@ -432,17 +475,19 @@ func (h *host) fetched(key readKey) {
 	r := fetchedMsg{id: key.id}
 	switch {
 	case m.chunk >= 0:
-		copy(r.data[:], d.mem.base[m.chunk*blocksPerChunk:])
-		r.last, r.asOf = d.mem.lastSeq[m.chunk], d.mem.st.Applied
-		for b := m.chunk * blocksPerChunk; b < (m.chunk+1)*blocksPerChunk; b++ {
-			if d.mem.rot[b] {
-				h.n.w.cover("copy meets rot")
-				r.err = errFlip
+		r.last, r.asOf = d.mem.lastSeq[m.chunk], max(d.mem.st.Applied, d.mem.v[m.chunk])
+		for i := range blocksPerChunk {
+			b := m.chunk*blocksPerChunk + i
+			r.state[i], r.sum[i], r.data[i] = d.mem.state(b), d.mem.base[b], d.mem.base[b]
+			if d.mem.bad(b) {
+				h.damage.found(m.chunk)
+				r.data[i] = ^value(0) // must never be seen (C6)
 			}
 		}
 		if Mutant == "asof_any" {
 			for i := range r.data { // what is logged, committed or not
 				r.data[i] = d.mem.block(m.chunk*blocksPerChunk + i)
+				r.state[i] = coordinator.BlockData
 			}
 			r.asOf = d.mem.st.Tail
 		}

@@ -177,6 +177,9 @@ func (w *world) tend() {
 	if w.ctl.hopeless() {
 		w.ctl.callOperator()
 	}
+	if w.healing {
+		w.giveUp()
+	}
 	var syncing *copyRecord
 	for _, m := range slices.Clone(r.members) {
 		switch {

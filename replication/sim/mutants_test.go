@@ -12,7 +12,7 @@ import (
 )
 
 // mutants names the rules that are left out one at a time, and within how many
-// seeds (from 1) the promises of C1 to C5, or the comparison of the replicas,
+// seeds (from 1) the promises of C1 to C6, or the comparison of the replicas,
 // must notice. Those that another rule covers are in docs/testing.md.
 var mutants = []struct {
 	name  string
@@ -49,6 +49,7 @@ var mutants = []struct {
 	{"no_asof_floor", 6000},
 	{"asof_any", 10000},
 	{"lastseq_at_append", 10000},
+	{"repair_without_asof", 6000},
 }
 
 var mutantFlag = flag.String("mutant", "", "leave this rule out in TestSeeds")

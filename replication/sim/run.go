@@ -147,7 +147,7 @@ func (w *world) sweep() {
 // settled says whether every replica is in sync and every block was read.
 func (w *world) settled() bool {
 	h := w.ctl.holder
-	return len(w.raft.members) == w.copies && len(w.raft.isr()) == w.copies && w.raft.active && w.ctl.readAll && h != nil && h.active && h.epoch == w.raft.epoch
+	return len(w.raft.members) == w.copies && len(w.raft.isr()) == w.copies && w.raft.active && w.ctl.readAll && h != nil && h.active && h.epoch == w.raft.epoch && !w.anyBad()
 }
 
 // tries is how often the end is tried: a replica that a stall which outlasted
@@ -174,6 +174,7 @@ func (w *world) finish(rep *Report) bool {
 		w.ctl.finished, w.ctl.readAll = false, false
 		return false
 	}
+	w.agree(false)
 	// What was flushed survives every host's loss of power (C3).
 	for _, n := range w.nodes {
 		n.crash(true)
@@ -182,19 +183,36 @@ func (w *world) finish(rep *Report) bool {
 		n.start()
 	}
 	w.check.atRest(w.raft)
-	first := w.reps[0]
+	w.agree(true)
+	return true
+}
+
+// agree compares the replicas block by block. A repair that was not durable when the
+// power failed is undone: the block is lost again, there.
+func (w *world) agree(powerLost bool) {
 	for _, n := range w.reps {
-		m := &n.disk.mem
-		if m.st.Tail != w.raft.end {
+		if m := &n.disk.mem; m.st.Tail != w.raft.end {
 			w.check.fail("agreement: n%d ends at %d, but the volume was detached at %d", n.index, m.st.Tail, w.raft.end)
 		}
-		for b := range blocks {
-			if m.block(b) != first.disk.mem.block(b) {
+	}
+	for b := range blocks {
+		var first *node
+		for _, n := range w.reps {
+			m := &n.disk.mem
+			switch {
+			case m.lost(b) && !powerLost:
+				w.check.fail("agreement: block %d is lost on n%d", b, n.index)
+			case m.lost(b):
+			case first == nil:
+				first = n
+			case m.block(b) != first.disk.mem.block(b):
 				w.check.fail("agreement: block %d is %d on n%d and %d on n%d", b, m.block(b), n.index, first.disk.mem.block(b), first.index)
 			}
 		}
+		if first == nil {
+			w.check.fail("agreement: every replica lost block %d with its power", b)
+		}
 	}
-	return true
 }
 
 // explain asks every core what it waits for.

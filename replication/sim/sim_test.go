@@ -70,6 +70,7 @@ func TestRegressions(t *testing.T) {
 		seed int64
 		why  string
 	}{
+		{778335, "a repair waited for bytes to be applied that nobody flushed"},
 		{150262344, "the only copy's log was unreadable once; good again, it was never taken back"},
 		{3021425, "two replicas as slow as each other were both put out, below min_copies"},
 		{3057430, "a read that was hedged waited for ever when the second member left"},

@@ -124,6 +124,7 @@ type node struct {
 	disk *disk // nil on a host without a replica
 	host *host
 
+	rots         int           // counts blocks that rotted
 	slowUntil    time.Duration // its disk is slow
 	slowedAt     time.Duration
 	relay        *relay        // waits for this replica to be copied to

@@ -29,7 +29,9 @@ type writer struct {
 	fetchID uint64
 	copies  map[uint64]*copying
 	fetches map[uint64]*copying
-	install map[int]*copying
+	install map[uint64]*copying
+	asks    map[uint64]*ask
+	repairs map[repairKey]*repair
 
 	active    bool
 	ended     bool
@@ -44,6 +46,8 @@ type copying struct {
 	src, dst *link
 	epoch    holdfast.Epoch
 	from, to holdfast.Seq
+	floor    holdfast.Seq          // chunks are asked for as of this
+	ends     [2]coordinator.Holder // source and target
 	log      bool
 	todo     []int
 	listed   bool
@@ -56,7 +60,8 @@ func newWriter(n *node, o coordinator.Options) *writer {
 		n: n.index, node: n, life: n.life, epoch: o.Epoch, core: coordinator.New(o),
 		links: map[coordinator.Conn]*link{}, conns: map[*link]coordinator.Conn{}, dials: map[holdfast.ReplicaID]int{},
 		pending: map[coordinator.OpID]*op{}, window: map[holdfast.Seq]mutation{}, samples: map[uint64]*op{},
-		copies: map[uint64]*copying{}, fetches: map[uint64]*copying{}, install: map[int]*copying{},
+		copies: map[uint64]*copying{}, fetches: map[uint64]*copying{}, install: map[uint64]*copying{},
+		asks: map[uint64]*ask{}, repairs: map[repairKey]*repair{},
 	}
 	n.writers = append(n.writers, wr)
 	n.w.log("n%d attaches, epoch %d", n.index, o.Epoch)
@@ -137,6 +142,7 @@ func (wr *writer) linkDown(l *link) {
 	delete(wr.conns, l)
 	delete(wr.links, c)
 	wr.step(coordinator.LinkDown{Replica: l.id, Conn: c})
+	wr.unanswered(l)
 }
 
 func (wr *writer) send(c coordinator.Conn, body any) {
@@ -205,9 +211,15 @@ func (wr *writer) receive(l *link, body any) {
 		}
 		wr.step(coordinator.Sampled{ID: o.id, Sample: m.id, Replica: id, Conn: c, Err: m.err})
 	case fetchedMsg:
-		wr.fetched(m)
+		if !wr.answered(m.id, m, m.err == nil) {
+			wr.fetched(m)
+		}
 	case installedMsg:
-		wr.installed(m)
+		if !wr.answered(m.id, m, true) {
+			wr.installed(m)
+		}
+	case damagedMsg:
+		wr.damaged(id, m.chunks)
 	}
 }
 
@@ -250,7 +262,8 @@ func (wr *writer) act(a coordinator.Action) {
 		wr.startCopy(&copying{id: a.Copy, log: true, src: wr.links[a.SourceConn], dst: wr.links[a.TargetConn], epoch: a.Epoch, from: a.From, to: a.To})
 	case coordinator.StartCopy:
 		w.log("e%d copies chunks after %d at %d from n%d to n%d", wr.epoch, a.After, a.At, w.nodeOf(a.Source).index, w.nodeOf(a.Target).index)
-		wr.startCopy(&copying{id: a.Copy, src: wr.links[a.SourceConn], dst: wr.links[a.TargetConn], epoch: a.Epoch, from: a.After, to: a.At, maxAsOf: 0})
+		wr.startCopy(&copying{id: a.Copy, src: wr.links[a.SourceConn], dst: wr.links[a.TargetConn], epoch: a.Epoch, from: a.After, to: a.At, floor: a.At,
+			ends: [2]coordinator.Holder{{Replica: a.Source, Conn: a.SourceConn}, {Replica: a.Target, Conn: a.TargetConn}}})
 	case coordinator.StopCopy:
 		if cp := wr.copies[a.Copy]; cp != nil {
 			cp.ended = true
@@ -340,7 +353,11 @@ func (wr *writer) fetch(cp *copying, chunk int) {
 		wr.endCopy(cp, errCopy, false)
 		return
 	}
-	cp.src.sendToReplica(fetchMsg{chunk: chunk, ev: replica.Fetch{Epoch: cp.epoch, ID: wr.fetchID, Chunks: !cp.log && chunk < 0, From: cp.from, To: cp.to}})
+	ev := replica.Fetch{Epoch: cp.epoch, ID: wr.fetchID, Chunks: !cp.log, From: cp.from, To: cp.to}
+	if chunk >= 0 {
+		ev.To = cp.floor
+	}
+	cp.src.sendToReplica(fetchMsg{chunk: chunk, ev: ev})
 }
 
 func (wr *writer) endCopy(cp *copying, err error, gap bool) {
@@ -389,10 +406,17 @@ func (wr *writer) fetched(m fetchedMsg) {
 		cp.todo, cp.listed = m.chunks, true
 		wr.nextChunk(cp)
 	default:
-		id := int(m.id)
-		wr.install[id] = cp
-		cp.dst.sendToReplica(installMsg{ev: replica.Install{Epoch: cp.epoch, AsOf: m.asOf}, id: id, chunk: cp.todo[0], data: m.data, last: m.last})
+		if c := contentOf(&m); c.Missing() {
+			wr.mendCopy(cp, m)
+			return
+		}
+		wr.sendInstall(cp, m.asOf, chunkMsg{id: m.id, chunk: cp.todo[0], data: m.data, last: m.last})
 	}
+}
+
+func (wr *writer) sendInstall(cp *copying, asOf holdfast.Seq, m chunkMsg) {
+	wr.install[m.id] = cp
+	cp.dst.sendToReplica(installMsg{ev: replica.Install{Epoch: cp.epoch, AsOf: asOf}, chunkMsg: m})
 }
 
 func (wr *writer) nextChunk(cp *copying) {
@@ -416,6 +440,8 @@ func (wr *writer) installed(m installedMsg) {
 	if !m.retry {
 		cp.maxAsOf = max(cp.maxAsOf, m.asOf)
 		cp.todo = cp.todo[1:]
+	} else {
+		cp.floor = max(cp.floor, wr.core.State().Commit)
 	}
 	wr.nextChunk(cp)
 }
