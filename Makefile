@@ -42,7 +42,7 @@ proofs: ## simulated clusters, crash points of a disk, and their mutants: comput
 	$(MAKE) --no-print-directory sim SEEDS=10000
 	.ci/gotest mutants -tags holdfast_mutants -run 'TestMutants' ./replication/sim
 	.ci/gotest disk-mutants -tags holdfast_mutants -run 'TestMutants' ./blockdev/disk
-	HOLDFAST_CRASHES=$(CRASHES) .ci/gotest crashes -run 'TestCrashes|TestTebibyte' ./blockdev/disk
+	HOLDFAST_CRASHES=$(CRASHES) .ci/gotest crashes -run 'TestCrashes|TestTebibyte|TestHarm|TestInject' ./blockdev/disk
 	.ci/gotest lose-acked -tags holdfast_mutant_lose_acked -run 'LoseAcked' ./replication/sim
 
 # Crash points of a disk that make proofs looks at.

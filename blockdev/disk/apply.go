@@ -204,16 +204,17 @@ func (r *Replica) applyBatch(batch []*logEntry) error {
 	last := batch[len(batch)-1].seq
 	buf := r.d.buffer()
 	defer r.d.buffers.Put(buf)
-	for i, c := range chunks {
-		l := leaves[c/leafEntries]
-		if l == nil {
-			var err error
-			if l, err = r.leaf(c / leafEntries); err != nil {
+	for _, c := range chunks { // before any of them is given a place
+		if leaves[c/leafEntries] == nil {
+			l, err := r.leaf(c / leafEntries)
+			if err != nil {
 				return err
 			}
 			leaves[l.index] = l
 		}
-		e := l.entries[c%leafEntries]
+	}
+	for i, c := range chunks {
+		e := leaves[c/leafEntries].entries[c%leafEntries]
 		before[i] = e
 		if err := r.applyChunk(*buf, c, &e, plans[c]); err != nil {
 			r.mu.Lock()

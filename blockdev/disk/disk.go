@@ -250,6 +250,10 @@ func (r *Replica) release(t *tree) {
 			break
 		}
 		next = some[0] + 1
+		if _, not := r.uncounted[some[0]]; not {
+			lost++ // its chunks may be others' by now
+			continue
+		}
 		l := t.leaves[some[0]]
 		if l == nil {
 			var err error
@@ -327,8 +331,8 @@ func (d *Disk) background() {
 			continue
 		}
 		var err error
-		if d.wal.used() > d.wal.size()/2 || d.cache.full() {
-			err = d.checkpoint(nil, false)
+		if full := d.cache.full(); full || d.wal.used() > d.wal.size()/2 {
+			err = d.checkpoint(nil, full)
 		} else {
 			err = d.applyAll()
 		}

@@ -610,10 +610,10 @@ func (d *Disk) endAtLostChunks(log *scannedLog) error {
 			continue
 		}
 		ok, err := d.freshMatches(f.off, f.freshChunks(), f.crc)
-		if err != nil {
-			return holdfast.Errorf(holdfast.KindOf(err), "scan the log: %w", err)
+		if err != nil { // a sector that a crash tore may be unreadable
+			d.log.Warn("chunks of the log's end are unreadable", "replica", f.replica.String(), "seq", uint64(f.seq), "error", err)
 		}
-		if !ok {
+		if err != nil || !ok {
 			log.cut = true // fresh chunks are written before their record
 			log.recs = log.recs[:i]
 			return nil

@@ -164,7 +164,10 @@ func TestHarm(t *testing.T) {
 		}
 	}
 	var flips, lost, misdirected verdicts
-	for _, p := range all {
+	for i, p := range all {
+		if raceEnabled && i%4 != 0 {
+			continue // all of them without the race detector, which makes this ten times as long
+		}
 		for range 3 {
 			next := fs.Restart()
 			at, bit := p.off+rng.Int64N(vfs.PageSize), uint(rng.IntN(8))
@@ -183,6 +186,9 @@ func TestHarm(t *testing.T) {
 		misdirected.judge(t, fmt.Sprintf("%s at %d written to %s at %d", from.path, from.off, p.path, p.off), next, want, tails)
 	}
 	t.Logf("%d pages: bits flipped %+v, writes lost %+v, misdirected %+v", len(all), flips, lost, misdirected)
+	if raceEnabled {
+		return // too few for every kind of verdict
+	}
 	if flips.told == 0 || flips.refused == 0 || flips.whole == 0 || lost.told == 0 || misdirected.told == 0 {
 		t.Error("a kind of verdict never came: the harm misses its aim")
 	}

@@ -46,6 +46,7 @@ func (r *Replica) Rebase(epoch holdfast.Epoch, seq holdfast.Seq) error {
 		return holdfast.Errorf(holdfast.KindOf(err), "begin replica %v anew at %d: %w", r.desc.Replica, seq, err)
 	}
 	r.release(old)
+	r.uncounted = nil
 	r.d.log.Warn("a damaged replica begins anew", "replica", r.desc.Replica.String(), "seq", uint64(seq))
 	return nil
 }
@@ -123,7 +124,7 @@ func (r *Replica) Chunks(seq holdfast.Seq, after int64, max int) ([]ChunkRef, er
 		return nil, err
 	}
 	r.mu.RLock()
-	err := r.usable()
+	err, of := r.usable(), r.tree
 	r.mu.RUnlock()
 	if err != nil {
 		return nil, err
@@ -147,6 +148,14 @@ func (r *Replica) Chunks(seq holdfast.Seq, after int64, max int) ([]ChunkRef, er
 	})
 	if err == done {
 		err = nil
+	}
+	r.mu.RLock()
+	defer r.mu.RUnlock()
+	if err == nil {
+		err = r.usable()
+	}
+	if err == nil && r.tree != of {
+		err = holdfast.Errorf(holdfast.ErrRefused, "list chunks of replica %v: it began anew meanwhile", r.desc.Replica)
 	}
 	return refs, err
 }

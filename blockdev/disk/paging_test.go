@@ -1,19 +1,13 @@
 package disk
 
 import (
-	"bufio"
 	"bytes"
-	"errors"
 	"fmt"
 	"math/rand/v2"
-	"os"
-	"os/exec"
-	"path/filepath"
 	"strconv"
 	"strings"
 	"sync"
 	"testing"
-	"time"
 
 	"github.com/holdfast-storage/holdfast"
 	"github.com/holdfast-storage/holdfast/blockdev/vfs"
@@ -403,162 +397,6 @@ func TestCheckSpace(t *testing.T) {
 	}
 }
 
-// A tebibyte with every chunk mapped: it is opened after a crash in less than
-// ten seconds, and takes less than 200 MiB (issue's own figures), with reads and
-// writes all over it. The map is real, the chunks are holes.
-func TestTebibyte(t *testing.T) {
-	if path := os.Getenv("HOLDFAST_TEBIBYTE"); path != "" {
-		useTebibyte(t, path)
-		return
-	}
-	if raceEnabled || os.Getenv("HOLDFAST_UNIT") == "1" {
-		t.Skip("it writes 1.8 GB of map: make test runs it without the race detector")
-	}
-	path := filepath.Join(tebibyteDir(t), "disk")
-	makeTebibyte(t, path)
-	cmd := exec.Command(os.Args[0], "-test.run", "^TestTebibyte$", "-test.v")
-	cmd.Env = append(os.Environ(), "HOLDFAST_TEBIBYTE="+path)
-	out, err := cmd.CombinedOutput()
-	if err != nil {
-		t.Fatalf("%v\n%s", err, out)
-	}
-	for line := range strings.Lines(string(out)) {
-		if strings.Contains(line, "tebibyte:") {
-			t.Log(strings.TrimSpace(line))
-		}
-	}
-}
-
-const tebibyte = 1 << 40
-
-// tebibyteDir is on a tmpfs where one can be made: 1.8 GB to a disk would hold up
-// whatever else is tested. HOLDFAST_TEBIBYTE_DIR is where a disk is to be measured.
-func tebibyteDir(t *testing.T) string {
-	if dir := os.Getenv("HOLDFAST_TEBIBYTE_DIR"); dir != "" {
-		dir, err := os.MkdirTemp(dir, "tebibyte")
-		if err != nil {
-			t.Fatal(err)
-		}
-		t.Cleanup(func() { _ = os.RemoveAll(dir) })
-		return dir
-	}
-	dir := t.TempDir()
-	if out, err := exec.Command("mount", "-t", "tmpfs", "-o", "size=4g", "tmpfs", dir).CombinedOutput(); err != nil {
-		t.Logf("no tmpfs: %s", out)
-		return dir
-	}
-	t.Cleanup(func() {
-		if out, err := exec.Command("umount", dir).CombinedOutput(); err != nil {
-			t.Errorf("umount %s: %s", dir, out)
-		}
-	})
-	return dir
-}
-
-// makeTebibyte maps every chunk of a replica to one that was never written, and
-// leaves a log to recover.
-func makeTebibyte(t *testing.T, path string) {
-	o := FormatOptions{Cluster: testCluster, Node: testNode, Disk: testDisk, Size: tebibyte + tebibyte/64, WALSize: 256 << 20}
-	mustFormat(t, vfs.OS{}, path, o)
-	d, err := Open(t.Context(), vfs.OS{}, path, Options{foreground: true})
-	if err != nil {
-		t.Fatal(err)
-	}
-	r := mustCreate(t, d, 1, tebibyte)
-	crc := crcsOf(make([]byte, blockSize))[0]
-	d.gate.RLock()
-	r.applying.Lock()
-	for index := range int64(tebibyte/chunkSize+leafEntries-1) / leafEntries {
-		l, err := r.leaf(index)
-		if err != nil {
-			t.Fatal(err)
-		}
-		r.mu.Lock()
-		for c := index * leafEntries; c < min((index+1)*leafEntries, tebibyte/chunkSize); c++ {
-			phys, err := d.alloc.take(false)
-			if errors.Is(err, holdfast.ErrNoSpace) { // no space below: a hole will do
-				d.alloc.solid()
-				phys, err = d.alloc.take(false)
-			}
-			if err != nil {
-				t.Fatal(err)
-			}
-			e := chunkEntry{typ: chunkMapped, phys: phys, states: 1}
-			e.crc[0] = crc
-			r.tree.set(l, c, e)
-		}
-		r.mu.Unlock()
-		if err := r.spill(); err != nil {
-			t.Fatal(err)
-		}
-	}
-	r.applying.Unlock()
-	d.gate.RUnlock()
-	if err := d.Checkpoint(t.Context()); err != nil {
-		t.Fatal(err)
-	}
-	for q := holdfast.Seq(1); q <= 10000; q++ {
-		mustAppend(t, r, writeEntry(0, q, int64(q)*7919*chunkSize%tebibyte, blockSize))
-	}
-	mustSync(t, r)
-	d.closeFiles() // no Close: a crash
-}
-
-func useTebibyte(t *testing.T, path string) {
-	began := time.Now()
-	d, err := Open(t.Context(), vfs.OS{}, path, Options{})
-	if err != nil {
-		t.Fatal(err)
-	}
-	took := time.Since(began)
-	r, _ := d.Replica(testDesc(1, 0).Replica)
-	if st := r.Status(); st.Used != tebibyte || st.Tail != 10000 {
-		t.Fatalf("%d bytes mapped, tail %d", st.Used, st.Tail)
-	}
-	fresh := resident(t, "VmHWM")
-	rng := rand.New(rand.NewPCG(1, 1))
-	p := make([]byte, blockSize)
-	for q := holdfast.Seq(10001); q <= 40000; q++ {
-		mustAppend(t, r, writeEntry(0, q, rng.Int64N(tebibyte/blockSize)*blockSize, blockSize))
-		if err := r.ReadAt(p, rng.Int64N(tebibyte/chunkSize)*chunkSize); err != nil {
-			t.Fatal(err)
-		}
-		r.SetCommit(q - 1)
-	}
-	mustSync(t, r)
-	if err := d.Checkpoint(t.Context()); err != nil {
-		t.Fatal(err)
-	}
-	peak := resident(t, "VmHWM")
-	if err := d.Close(); err != nil {
-		t.Fatal(err)
-	}
-	t.Logf("tebibyte: opened in %v; %d MiB resident then, %d MiB at most with 30,000 random reads and writes", took.Round(time.Millisecond), fresh>>20, peak>>20)
-	if took > 10*time.Second || peak > 200<<20 {
-		t.Error("more than ten seconds or 200 MiB")
-	}
-}
-
-// resident returns a figure of this process's memory in bytes.
-func resident(t *testing.T, what string) int64 {
-	f, err := os.Open("/proc/self/status")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer f.Close()
-	for s := bufio.NewScanner(f); s.Scan(); {
-		if rest, ok := strings.CutPrefix(s.Text(), what+":"); ok {
-			kib, err := strconv.ParseInt(strings.TrimSpace(strings.TrimSuffix(rest, "kB")), 10, 64)
-			if err != nil {
-				t.Fatal(err)
-			}
-			return kib << 10
-		}
-	}
-	t.Fatalf("no %s", what)
-	return 0
-}
-
 // A damaged replica begins anew by Rebase: empty, sound, and nothing of it leaks,
 // whether its log or its map was unreadable, and wherever a crash comes.
 func TestDamagedBeginsAnew(t *testing.T) {
@@ -669,4 +507,126 @@ func TestDamagedBeginsAnew(t *testing.T) {
 			}
 		})
 	}
+}
+
+// Chunks of leaves that could not be counted are given to others, and are not taken
+// from them when their first owner begins anew, or can be read again.
+func TestUncountedChunks(t *testing.T) {
+	for _, again := range []bool{false, true} {
+		fs := vfs.NewMemory(1)
+		o := smallFormat()
+		o.Size = 64 << 20
+		mustFormat(t, fs, testPath, o)
+		open := func() (d *Disk, a, b *Replica) {
+			t.Helper()
+			d, err := Open(t.Context(), fs, testPath, Options{foreground: true})
+			if err != nil {
+				t.Fatal(err)
+			}
+			a, _ = d.Replica(testDesc(1, 0).Replica)
+			b, _ = d.Replica(testDesc(2, 0).Replica)
+			return d, a, b
+		}
+		d, _, _ := open()
+		a, b := mustCreate(t, d, 1, 1<<30), mustCreate(t, d, 2, 1<<30)
+		for q := holdfast.Seq(1); q <= 60; q++ { // in three leaves
+			e := writeEntry(0, q, int64(q%3)*leafEntries*chunkSize+int64(q/3)*chunkSize, 4096)
+			mustAppend(t, a, e)
+		}
+		mustAppend(t, b, writeEntry(0, 1, 0, 4096))
+		a.SetCommit(60)
+		b.SetCommit(1)
+		if err := d.Checkpoint(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		if err := b.Fence(2); err != nil {
+			t.Fatal(err)
+		}
+		if err := a.Fence(2); err != nil {
+			t.Fatal(err)
+		}
+		first, used := d.pageOffset(a.tree.ref(pageKey{0, 0}).page), d.pageOffset(d.space.refs[0].page)
+		d.closeFiles()
+		for _, off := range []int64{first, used} {
+			if err := fs.FlipBit(testPath, off+1000, 3); err != nil {
+				t.Fatal(err)
+			}
+		}
+		d, a, b = open()
+		if a.Status().Damaged == nil || b.Status().Damaged != nil {
+			t.Fatalf("damaged: %v, %v", a.Status().Damaged, b.Status().Damaged)
+		}
+		q := holdfast.Seq(2)
+		for ; q < 400; q++ {
+			mustAppend(t, b, writeEntry(2, q, int64(q)*chunkSize, 4096))
+		}
+		b.SetCommit(q - 1)
+		if again { // the page can be read after all, at the next open
+			if err := d.Close(); err != nil {
+				t.Fatal(err)
+			}
+			if err := fs.FlipBit(testPath, first+1000, 3); err != nil {
+				t.Fatal(err)
+			}
+			d, a, b = open()
+		}
+		if err := a.Rebase(2, 100); err != nil {
+			t.Fatal(err)
+		}
+		for range 2 {
+			if err := d.Checkpoint(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			for q := holdfast.Seq(2); q < 400; q++ {
+				wantRead(t, b, int64(q)*chunkSize, pattern(q, 4096))
+			}
+			if err := d.Close(); err != nil {
+				t.Fatal(err)
+			}
+			d, a, b = open()
+		}
+		if st := a.Status(); st.Damaged != nil || st.Used != 0 {
+			t.Fatalf("begun anew: %+v", st)
+		}
+		if err := d.Close(); err != nil {
+			t.Fatal(err)
+		}
+		if c, err := Check(t.Context(), fs, testPath, nil); err != nil || c.Found != 0 {
+			t.Fatalf("check: %v, %+v", err, c)
+		}
+	}
+}
+
+// What was installed before a replica began anew is not installed again after a crash.
+func TestInstallBeforeAnew(t *testing.T) {
+	fs, d := twoReplicas(t)
+	r, _ := d.Replica(testDesc(0, 0).Replica)
+	tail := r.Status().Tail
+	mustSync(t, r)
+	r.SetCommit(tail)
+	var c Chunk
+	c.Index, c.AsOf, c.LastSeq, c.Data = 2, tail, 1, make([]byte, chunkSize)
+	copy(c.Data, pattern(9, blockSize))
+	c.State[0], c.CRC[0] = BlockData, crcsOf(c.Data[:blockSize])[0]
+	if err := r.InstallChunk(c); err != nil {
+		t.Fatal(err)
+	}
+	mustSync(t, r)
+	if err := r.Fence(3); err != nil {
+		t.Fatal(err)
+	}
+	r.mu.Lock()
+	r.damage("a test says so")
+	r.mu.Unlock()
+	if err := r.Rebase(3, 50); err != nil {
+		t.Fatal(err)
+	}
+	d.closeFiles()
+	d = mustOpen(t, fs.Restart(), testPath)
+	r, _ = d.Replica(testDesc(0, 0).Replica)
+	if st := r.Status(); st.Used != 0 || st.Floor != 50 || st.Tail != 50 {
+		t.Fatalf("after a crash: %+v", st)
+	}
+	wantRead(t, r, 2*chunkSize, make([]byte, chunkSize))
+	_ = d.Close()
 }

@@ -7,7 +7,7 @@ const raceEnabled = true
 
 // crashPoints is what TestCrashes looks at unless it is told otherwise: under
 // the race detector a crash takes ten times as long, and finds nothing more.
-const crashPoints = 1500
+const crashPoints = 300
 
 // TestInject: how many disks, and which share of their data blocks.
 const (

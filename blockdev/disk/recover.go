@@ -567,6 +567,7 @@ func (p *replay) one(f *found) error {
 		}
 		if isNew && f.flags&flagAnew != 0 {
 			r.release(r.anew(f.epoch, f.seq))
+			r.uncounted, l.installs = nil, nil
 			s.seen = f.serial // what was lost before does not matter any more
 		}
 		clear(l.entries)
@@ -738,8 +739,11 @@ func (p *replay) install(r *Replica, f *found) error {
 		}
 	}
 	err := r.replaceChunk(&c, phys)
-	if err != nil && !errors.Is(err, holdfast.ErrIntegrity) {
-		return err
+	if errors.Is(err, holdfast.ErrIntegrity) { // its map is unreadable: it is damaged
+		if packStates(&c.State) != 0 {
+			p.d.alloc.later(phys)
+		}
+		return nil
 	}
-	return nil
+	return err
 }

@@ -54,7 +54,7 @@ func (r *Replica) relog() error {
 func (r *Replica) oldEntries() []*logEntry {
 	r.mu.RLock()
 	defer r.mu.RUnlock()
-	if r.deleted {
+	if r.deleted || r.damaged != nil {
 		return nil
 	}
 	var old []*logEntry

@@ -58,8 +58,9 @@ type Replica struct {
 
 	installed map[int64]*installedChunk // on a disk that is not written to; nil else
 
-	damaged error
-	deleted bool
+	damaged   error
+	deleted   bool
+	uncounted map[int64]struct{} // leaves whose chunks count as free; see space.recount
 
 	badEntry holdfast.Seq // the first that the open found to have lost bytes
 

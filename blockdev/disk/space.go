@@ -3,6 +3,7 @@ package disk
 import (
 	"encoding/binary"
 	"math/bits"
+	"slices"
 	"sync"
 	"sync/atomic"
 
@@ -184,35 +185,67 @@ func (s *space) load(d *Disk) (lost error) {
 	return nil
 }
 
-// recount finds the used chunks by reading every leaf.
+// recount finds the used chunks by reading every leaf. One that cannot be read
+// damages its replica, and its chunks count as free: so nothing may ever free them
+// on its behalf (Replica.uncounted). Damaged replicas come last: what they refer to
+// may have been given to others since, and then it is the others'.
 func (s *space) recount(replicas []*Replica) error {
 	clear(s.mapped)
 	s.stale.Store(false)
 	for i := range s.refs {
 		s.dirty[int64(i)] = struct{}{}
 	}
-	for _, r := range replicas {
-		err := r.eachLeaf(0, 0, maxSegment/chunkSize, func(l *leaf) error {
-			for i := range l.entries {
-				e := &l.entries[i]
-				if e.typ != chunkMapped {
-					continue
-				}
-				if s.has(int64(e.phys)) {
-					return holdfast.Errorf(holdfast.ErrIntegrity, "chunk %d of the disk is mapped twice", e.phys)
-				}
-				s.move(&chunkEntry{}, e)
-			}
-			return nil
-		})
-		if err != nil && !r.isDamaged() {
-			return err
+	slices.SortStableFunc(replicas, func(a, b *Replica) int {
+		switch {
+		case a.isDamaged() == b.isDamaged():
+			return 0
+		case a.isDamaged():
+			return 1
 		}
-		if err != nil { // its chunks are lost with it
+		return -1
+	})
+	for _, r := range replicas {
+		damaged := r.isDamaged()
+		for next, end := int64(0), (r.desc.Size-1)/chunkSize/leafEntries+1; ; {
+			some := r.tree.exists(0, next, end, 1)
+			if len(some) == 0 {
+				break
+			}
+			next = some[0] + 1
+			l, err := r.leaf(some[0])
+			twice := false
+			if err == nil {
+				twice, err = s.countLeaf(l)
+			}
+			switch {
+			case err == nil:
+				continue
+			case twice && !damaged:
+				return err
+			case r.uncounted == nil:
+				r.uncounted = map[int64]struct{}{}
+			}
+			r.uncounted[some[0]] = struct{}{}
 			s.stale.Store(true)
 		}
 	}
 	return nil
+}
+
+// countLeaf counts the chunks of a leaf, all or, with the first that is counted
+// already, none.
+func (s *space) countLeaf(l *leaf) (twice bool, err error) {
+	for i := range l.entries {
+		if e := &l.entries[i]; e.typ == chunkMapped && s.has(int64(e.phys)) {
+			return true, holdfast.Errorf(holdfast.ErrIntegrity, "chunk %d of the disk is mapped twice", e.phys)
+		}
+	}
+	for i := range l.entries {
+		if e := &l.entries[i]; e.typ == chunkMapped {
+			s.move(&chunkEntry{}, e)
+		}
+	}
+	return false, nil
 }
 
 // count returns how many chunks maps refer to.
