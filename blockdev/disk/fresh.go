@@ -603,7 +603,7 @@ func (d *Disk) freshMatches(off int64, fresh, crc []uint32) (bool, error) {
 // endAtLostChunks ends the log at the first record whose fresh chunks do not match and
 // of which nothing says that it was durable. No checkpoint in this log has let go of
 // any chunk that is looked at: its record would say that it was durable.
-func (d *Disk) endAtLostChunks(log *scannedLog) error {
+func (d *Disk) endAtLostChunks(log *scannedLog) {
 	for i := range log.recs {
 		f := &log.recs[i]
 		if f.serial <= log.durable || f.freshBytes() == 0 {
@@ -616,11 +616,10 @@ func (d *Disk) endAtLostChunks(log *scannedLog) error {
 		if err != nil || !ok {
 			log.cut = true // fresh chunks are written before their record
 			log.recs = log.recs[:i]
-			return nil
+			return
 		}
 		log.looked = true
 	}
-	return nil
 }
 
 // sealFresh has the superblock say how far the log is durable, before chunks may be

@@ -244,7 +244,8 @@ func (d *Disk) scan(ctx context.Context) (*scannedLog, error) {
 		}
 	}
 	log := assemble(all, d.super.walDurable)
-	return log, d.endAtLostChunks(log)
+	d.endAtLostChunks(log)
+	return log, nil
 }
 
 // scanSlot finds the records of one slot: those that follow each other from its

@@ -46,7 +46,7 @@ func newSpace(path string, ballast int64) (*space, error) {
 
 func deviceOf(info os.FileInfo) uint64 {
 	if st, ok := info.Sys().(*syscall.Stat_t); ok {
-		return uint64(st.Dev)
+		return st.Dev
 	}
 	return 0
 }
