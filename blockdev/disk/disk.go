@@ -21,8 +21,8 @@ const maxReplicas = 1 << 16
 //
 // Locks, in the order in which they are taken: Replica.order, Disk.table,
 // Disk.passes, Disk.gate, Replica.applying, then the short ones that guard
-// fields and are never held across I/O: Disk.mu, Replica.mu, allocator.mu,
-// wal.mu. The first five order whole operations and are held across I/O on
+// fields and are never held across I/O: Disk.mu, Replica.mu, then mapCache.mu,
+// space.mu, allocator.mu or wal.mu. The first five order whole operations and are held across I/O on
 // purpose.
 type Disk struct {
 	fs   vfs.FS
