@@ -2,6 +2,7 @@ package disk
 
 import (
 	"context"
+	"math"
 	"sort"
 
 	"github.com/holdfast-storage/holdfast"
@@ -28,8 +29,12 @@ func (r *Replica) Apply(ctx context.Context, to holdfast.Seq) (holdfast.Seq, err
 	return r.applied, firstOf(err, r.usable())
 }
 
-// applyAll applies what may be applied of all replicas.
-func (d *Disk) applyAll() error {
+// allRecords is the last record of all there will be.
+const allRecords = math.MaxUint64
+
+// applyAll applies what may be applied of all replicas, of the entries whose records
+// are up to a serial, and of those before them.
+func (d *Disk) applyAll(upTo uint64) error {
 	all := d.Replicas()
 	if err := d.settleCommits(all); err != nil {
 		return err
@@ -37,7 +42,7 @@ func (d *Disk) applyAll() error {
 	for _, r := range all {
 		d.gate.RLock()
 		r.applying.Lock()
-		err := r.applyTo(context.Background(), ^holdfast.Seq(0))
+		err := r.applyTo(context.Background(), r.lastUpTo(upTo))
 		r.applying.Unlock()
 		d.gate.RUnlock()
 		if err != nil && (d.failed() != nil || !r.isDamaged()) {
@@ -45,6 +50,22 @@ func (d *Disk) applyAll() error {
 		}
 	}
 	return nil
+}
+
+// lastUpTo returns the last entry, not yet applied, whose record is not above a serial;
+// 0 if there is none.
+func (r *Replica) lastUpTo(serial uint64) holdfast.Seq {
+	if serial == allRecords {
+		return ^holdfast.Seq(0)
+	}
+	r.mu.RLock()
+	defer r.mu.RUnlock()
+	for s := r.tail; s > r.applied; s-- {
+		if e := r.index.get(s); e != nil && e.serial <= serial {
+			return s
+		}
+	}
+	return 0
 }
 
 func (r *Replica) isDamaged() bool {

@@ -21,9 +21,9 @@ func (d *Disk) Checkpoint(ctx context.Context) error {
 	return d.checkpoint(nil, true)
 }
 
-// reclaim makes room in a full log for the holder of a replica's order, and says
-// whether anybody did meanwhile: others may have taken it again, and another try
-// is no waste. Who finds that another's checkpoint made room does nothing.
+// reclaim makes room in the log, for the holder of a replica's order if held is not
+// nil, and says whether anybody did meanwhile: others may have taken it again, and
+// another try is no waste. Who finds that another's checkpoint made room does nothing.
 func (d *Disk) reclaim(held *Replica) (room bool, err error) {
 	before := d.wal.freedSlots()
 	d.passes.Lock()
@@ -32,7 +32,13 @@ func (d *Disk) reclaim(held *Replica) (room bool, err error) {
 		return true, d.failed()
 	}
 	err = d.checkpointLocked(held, false)
-	return d.wal.freedSlots() > before, err
+	room = d.wal.freedSlots() > before
+	if room {
+		d.stuck.Store(0)
+	} else {
+		d.stuck.Store(d.wal.used()) // what is left waits for its commit
+	}
+	return room, err
 }
 
 func (d *Disk) checkpoint(held *Replica, always bool) error {
@@ -48,10 +54,15 @@ func (d *Disk) checkpoint(held *Replica, always bool) error {
 //	of the log -> what the old checkpoint alone referred to is free
 //
 // Appends and reads go on all the while; changes of maps wait. Unless always is
-// set, a checkpoint that would free no part of the log is not written: it would
-// only use the reserve up.
+// set, no more is applied than makes room of the oldest eighth of the log, and a
+// checkpoint that would free no part of it is not written: it would only use the
+// reserve up.
 func (d *Disk) checkpointLocked(held *Replica, always bool) error {
-	if err := d.applyAll(); err != nil {
+	upTo := uint64(allRecords)
+	if !always {
+		upTo = d.wal.oldestPart(d.wal.size() / 8)
+	}
+	if err := d.applyAll(upTo); err != nil {
 		return err
 	}
 	if err := d.relogOld(held); err != nil {
@@ -87,6 +98,7 @@ func (d *Disk) checkpointLocked(held *Replica, always bool) error {
 		return err
 	}
 	d.wal.recycle(body.replayFrom)
+	d.settled.Store(d.wal.used())
 	d.punch(chunks)
 	d.alloc.settled(chunks, pages)
 	return d.failed()

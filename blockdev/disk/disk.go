@@ -30,14 +30,17 @@ type Disk struct {
 	log  *slog.Logger
 	opts Options
 
-	main  vfs.File // locked; superblock, reads of chunks and map
-	base  vfs.File // writes of chunks and map; main on images
-	super *superblock
-	seed  uint32
-	wal   *wal
-	alloc *allocator
-	space *space
-	cache *mapCache
+	main vfs.File // locked; superblock, reads of chunks and map
+	base vfs.File // writes of chunks and map; main on images
+	// direct takes what is written past the page cache: whole chunks, and on a device
+	// all that base takes.
+	direct vfs.File
+	super  *superblock
+	seed   uint32
+	wal    *wal
+	alloc  *allocator
+	space  *space
+	cache  *mapCache
 
 	bootID     string
 	identity   uint64 // of the files, see filesIdentity
@@ -54,8 +57,12 @@ type Disk struct {
 	closed   bool
 
 	repairs  repairCounters
-	stuck    atomic.Int64 // how full the log was after room was last sought in vain
-	readOnly error        // why nothing may be written, or nil; set before Open returns
+	begun    time.Time     // what paced counts from
+	pacing   sync.Mutex    // no other lock is taken under it
+	paced    time.Duration // when the next writer may go on; guarded by pacing
+	stuck    atomic.Int64  // how full the log was after room was last sought in vain; 0 if it was found
+	settled  atomic.Int64  // how full the log was after the last checkpoint
+	readOnly error         // why nothing may be written, or nil; set before Open returns
 	failure  atomic.Pointer[holdfast.Error]
 	opened   atomic.Bool // Open has returned, or is about to
 	kick     chan struct{}
@@ -330,59 +337,10 @@ func (d *Disk) background() {
 		if d.failed() != nil {
 			continue
 		}
-		var err error
-		if full := d.cache.full(); full || d.wal.used() > d.wal.size()/2 {
-			err = d.checkpoint(nil, full)
-		} else {
-			err = d.applyAll()
-		}
-		if err != nil && d.failed() == nil {
+		if err := d.tend(); err != nil && d.failed() == nil {
 			d.log.Warn("apply stopped", "disk", d.super.disk.String(), "error", err)
 		}
 	}
-}
-
-// slow is called before the log grows: more than half full, it wakes the
-// background; more than three quarters full, the writer makes room itself,
-// while there still is some to move old entries to. A volume that holds more than
-// its share does so earlier, so that the others need not.
-func (d *Disk) slow(held *Replica) error {
-	if d.readOnly != nil {
-		return d.readOnly
-	}
-	used, size := d.wal.used(), d.wal.size()
-	if used > size/2 {
-		select {
-		case d.kick <- struct{}{}:
-		default: // it is awake already
-		}
-	}
-	if used <= size/8*5 || used < d.stuck.Load()+size/16 {
-		return nil
-	}
-	if used <= size/4*3 && !d.overShare(held, used) {
-		return nil
-	}
-	_, err := d.reclaim(held)
-	d.stuck.Store(0)
-	if now := d.wal.used(); now > size/8*5 {
-		d.stuck.Store(now) // what is left waits for its commit: no use in trying at each write
-	}
-	return err
-}
-
-// overShare says whether a replica's volume holds more than a quarter of the log,
-// and others hold enough of it to be disturbed.
-func (d *Disk) overShare(r *Replica, used int64) bool {
-	held := int64(0)
-	for _, o := range d.Replicas() {
-		if o.desc.Segment.Volume == r.desc.Segment.Volume {
-			o.mu.RLock()
-			held += o.index.held()
-			o.mu.RUnlock()
-		}
-	}
-	return held > d.wal.size()/4 && used-held > d.wal.size()/16
 }
 
 // Close checkpoints if the disk is sound, and closes. Every other call must
@@ -422,8 +380,8 @@ func (d *Disk) closeFiles() {
 			}
 		}
 	}
-	if d.base != nil && d.base != d.main {
-		_ = d.base.Close()
+	if d.direct != nil && d.direct != d.main {
+		_ = d.direct.Close()
 	}
 	_ = d.main.Close()
 }

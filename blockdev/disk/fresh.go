@@ -2,6 +2,8 @@ package disk
 
 import (
 	"encoding/binary"
+	"sync"
+	"sync/atomic"
 
 	"github.com/holdfast-storage/holdfast"
 	"github.com/holdfast-storage/holdfast/blockdev/vfs"
@@ -226,18 +228,22 @@ func (d *Disk) growFresh(n int64) bool {
 	return !d.hostFull
 }
 
-// logFresh logs admitted entries, those that are large enough by way of fresh chunks.
+// large reports whether the entry is to go by way of fresh chunks.
+func (e *Entry) large() bool {
+	_, n := wholeChunks(e.Offset, e.Length)
+	return e.Type == OpWrite && n >= minFresh
+}
+
+// logFresh logs admitted entries, those that are large by way of fresh chunks if there
+// are any. Of large ones the checksums are compared here.
 func (r *Replica) logFresh(entries []Entry, crcs int) error {
 	var fresh [][]uint32
 	for i := range entries {
-		e := &entries[i]
-		if e.Type != OpWrite {
-			continue
-		}
-		if _, n := wholeChunks(e.Offset, e.Length); n >= minFresh {
+		if e := &entries[i]; e.large() {
 			if fresh == nil {
 				fresh = make([][]uint32, len(entries))
 			}
+			_, n := wholeChunks(e.Offset, e.Length)
 			fresh[i] = r.d.takeFresh(n)
 		}
 	}
@@ -252,45 +258,100 @@ func (r *Replica) logFresh(entries []Entry, crcs int) error {
 		defer r.mu.Unlock()
 		r.inflight = nil
 		r.dropPromises(entries)
+		for _, chunks := range fresh {
+			r.d.alloc.giveBack(chunks)
+		}
 		return holdfast.Errorf(holdfast.KindOf(err), "log an entry of replica %v: %w", r.desc.Replica, err)
 	}
 	return r.logEntries(entries, crcs, fresh)
 }
 
-// writeFresh writes the whole chunks of entries to their fresh ones.
+// writeFresh writes the whole chunks of entries to their fresh ones, and compares the
+// checksums of all that is large.
 func (r *Replica) writeFresh(entries []Entry, fresh [][]uint32) error {
+	var runs []chunkRun
 	for i, chunks := range fresh {
-		if chunks == nil {
+		e := &entries[i]
+		if !e.large() {
 			continue
 		}
-		lead := leadBlocks(entries[i].Offset) * blockSize
-		if err := r.d.writeChunks(chunks, entries[i].Payload[lead:][:len(chunks)*chunkSize]); err != nil {
+		at := int(leadBlocks(e.Offset))
+		end := at + len(chunks)*blocksPerChunk
+		if chunks == nil {
+			at, end = 0, 0
+		}
+		if err := firstOf(r.checkSums(e, 0, at), r.checkSums(e, end, len(e.CRC))); err != nil {
 			return err
 		}
+		for len(chunks) > 0 {
+			n := runOfChunks(chunks)
+			runs = append(runs, chunkRun{chunks[0], e, at, at + n*blocksPerChunk})
+			chunks, at = chunks[n:], at+n*blocksPerChunk
+		}
 	}
-	return nil
+	return r.writeRuns(runs)
 }
 
-// writeChunks writes whole chunks, runs at a time.
-func (d *Disk) writeChunks(chunks []uint32, p []byte) error {
-	if err := d.failed(); err != nil {
+// chunkRun is whole chunks that lie one after the other, and the blocks [from, to) of
+// an entry that are to be there.
+type chunkRun struct {
+	first    uint32
+	e        *Entry
+	from, to int
+}
+
+// maxFreshWriters is how many runs are written at once: a device is faster with more
+// than one write at a time, and little faster with more than a few of this size.
+const maxFreshWriters = 4
+
+// writeRuns writes whole chunks, all or an error. One writer compares checksums while
+// others wait for the device.
+func (r *Replica) writeRuns(runs []chunkRun) error {
+	if err := r.d.failed(); err != nil || len(runs) == 0 {
 		return err
 	}
-	var aligned *[]byte
-	if d.base != d.main { // it is written past the page cache
-		aligned = d.wideBuffer()
-		defer d.wide.Put(aligned)
+	var (
+		next   atomic.Int64
+		wg     sync.WaitGroup
+		mu     sync.Mutex
+		failed error
+	)
+	write := func() {
+		for i := next.Add(1) - 1; i < int64(len(runs)); i = next.Add(1) - 1 {
+			run := &runs[i]
+			err := r.checkSums(run.e, run.from, run.to)
+			if err == nil {
+				err = r.d.writeRun(run)
+			}
+			if err != nil {
+				mu.Lock()
+				failed = firstOf(failed, err)
+				mu.Unlock()
+				return
+			}
+		}
 	}
-	for i := 0; i < len(chunks); {
-		n := runOfChunks(chunks[i:])
-		b := p[i*chunkSize : (i+n)*chunkSize]
-		if aligned != nil {
-			b = (*aligned)[:copy(*aligned, b)]
+	if !r.d.opts.foreground { // else all is done in an order that can be repeated
+		for range min(len(runs), maxFreshWriters) - 1 {
+			wg.Go(write)
 		}
-		if _, err := d.base.WriteAt(b, d.chunkOffset(chunks[i])); err != nil {
-			return d.fail(holdfast.Errorf(holdfast.ErrIO, "write chunk %d: %w", chunks[i], err))
-		}
-		i += n
+	}
+	write()
+	wg.Wait()
+	return failed
+}
+
+// writeRun writes a run past the page cache, where the file system can: in it, it would
+// be copied once more, and take the place of what is read.
+func (d *Disk) writeRun(run *chunkRun) error {
+	b := run.e.Payload[run.from*blockSize : run.to*blockSize]
+	if !vfs.Aligned(b) {
+		wide := d.wideBuffer()
+		defer d.wide.Put(wide)
+		b = (*wide)[:copy(*wide, b)]
+	}
+	if _, err := d.direct.WriteAt(b, d.chunkOffset(run.first)); err != nil {
+		return d.fail(holdfast.Errorf(holdfast.ErrIO, "write chunk %d: %w", run.first, err))
 	}
 	return nil
 }

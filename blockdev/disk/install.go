@@ -265,9 +265,13 @@ func (r *Replica) InstallChunk(c Chunk) error {
 	if err != nil {
 		return err
 	}
+	if r.d.readOnly != nil {
+		return r.d.readOnly
+	}
+	r.d.slow(r, chunkSize)
 	r.order.Lock()
 	defer r.order.Unlock()
-	if err := r.d.slow(r); err != nil {
+	if err := r.d.makeRoom(r); err != nil {
 		return err
 	}
 	for reclaimed := false; ; {

@@ -43,12 +43,8 @@ func bitsOf(word uint64) string {
 // would change something is refused before it comes to that.
 func (d *Disk) protect(why error) {
 	d.readOnly = why
-	main := d.main
-	d.main = readOnlyFile{main, why}
-	if d.base == main {
-		d.base = d.main
-	} else {
-		d.base = readOnlyFile{d.base, why}
+	for _, f := range []*vfs.File{&d.main, &d.base, &d.direct} {
+		*f = readOnlyFile{*f, why}
 	}
 	for i := range d.wal.slots {
 		d.wal.slots[i].file = readOnlyFile{d.wal.slots[i].file, why}

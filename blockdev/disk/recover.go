@@ -7,6 +7,7 @@ import (
 	"hash/fnv"
 	"log/slog"
 	"sort"
+	"time"
 
 	"github.com/holdfast-storage/holdfast"
 	"github.com/holdfast-storage/holdfast/blockdev/vfs"
@@ -27,8 +28,8 @@ func Open(ctx context.Context, fs vfs.FS, path string, o Options) (*Disk, error)
 	}
 	d := &Disk{
 		fs: fs, path: path, log: o.Logger, opts: o,
-		replicas: map[holdfast.ReplicaID]*Replica{},
-		kick:     make(chan struct{}, 1), stop: make(chan struct{}),
+		replicas: map[holdfast.ReplicaID]*Replica{}, begun: time.Now(),
+		kick: make(chan struct{}, 1), stop: make(chan struct{}),
 	}
 	if err := d.open(ctx); err != nil {
 		d.wg.Wait() // for the mark of a failure
@@ -123,7 +124,7 @@ func (d *Disk) openFiles() error {
 	if err != nil {
 		return holdfast.Errorf(holdfast.ErrRefused, "%w", err)
 	}
-	d.main, d.base = main, main
+	d.main, d.base, d.direct = main, main, main
 	d.wal = &wal{}
 	if err := main.Lock(); err != nil {
 		d.super = &superblock{}
@@ -155,13 +156,17 @@ func (d *Disk) openFiles() error {
 	identity.Write([]byte(st.Identity))
 	d.wal.slotSize = s.slotSize
 	d.wal.slots = make([]slot, s.slots)
+	if d.direct, err = d.fs.OpenFile(d.path, vfs.Direct); err != nil {
+		d.direct = main
+		return holdfast.Errorf(holdfast.ErrIO, "%w", err)
+	}
+	if again, err := d.direct.Stat(); err != nil || again.Identity != st.Identity {
+		return holdfast.Errorf(holdfast.ErrIO, "it was exchanged while it was opened (%v)", err)
+	}
 	if s.walOffset != 0 {
-		// Log and chunks share an inode: chunks are written past the page cache,
+		// Log and chunks share an inode: all chunks are written past the page cache,
 		// so that a sync of the log does not wait for them.
-		if d.base, err = d.fs.OpenFile(d.path, vfs.Direct); err != nil {
-			d.base = main
-			return holdfast.Errorf(holdfast.ErrIO, "%w", err)
-		}
+		d.base = d.direct
 		for i := range d.wal.slots {
 			d.wal.slots[i] = slot{file: main, base: s.walOffset + int64(i)*s.slotSize}
 		}

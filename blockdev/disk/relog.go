@@ -59,7 +59,7 @@ func (r *Replica) oldEntries() []*logEntry {
 	}
 	var old []*logEntry
 	total := int64(0)
-	for s := r.applied + 1; s <= r.tail; s++ {
+	for s := max(r.applied, min(r.commit, r.tail)) + 1; s <= r.tail; s++ { // the others are about to be applied
 		if e := r.index.get(s); r.d.wal.isOld(e.slot) {
 			if e.bad {
 				return nil // what is left of its record is all there is

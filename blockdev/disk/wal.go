@@ -416,6 +416,22 @@ func (w *wal) oldest() (last uint64, tight bool) {
 	return w.serial, tight
 }
 
+// oldestPart returns the last serial of the oldest slots that are needed, of at least
+// so many bytes together or all but the one in use.
+func (w *wal) oldestPart(bytes int64) (last uint64) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	n := int64(len(w.slots))
+	for i := w.freeSlots() + 1; i < n && bytes > 0; i++ {
+		last = w.slots[(int64(w.cur)+i)%n].last
+		bytes -= w.slotSize
+	}
+	if last == 0 {
+		return w.serial
+	}
+	return last
+}
+
 // recycle lets the slots whose records are all below the serial be overwritten.
 func (w *wal) recycle(keepFrom uint64) {
 	w.mu.Lock()

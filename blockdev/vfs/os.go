@@ -135,7 +135,19 @@ func (f *osFile) ReadDirectAt(p []byte, off int64) (int, error) {
 	return n, err
 }
 
-func (f *osFile) WriteAt(p []byte, off int64) (int, error) { return f.f.WriteAt(p, off) }
+func (f *osFile) WriteAt(p []byte, off int64) (int, error) {
+	n, err := f.f.WriteAt(p, off)
+	if !f.direct || n > 0 || !errors.Is(err, unix.EINVAL) {
+		return n, err
+	}
+	// O_DIRECT accepted at open, refused at write: nothing was written.
+	h, err := os.OpenFile(fmt.Sprintf("/proc/self/fd/%d", f.f.Fd()), os.O_RDWR, 0)
+	if err != nil {
+		return 0, err
+	}
+	n, err = h.WriteAt(p, off)
+	return n, errors.Join(err, h.Close())
+}
 
 // maxIovecs is IOV_MAX of Linux.
 const maxIovecs = 1024

@@ -124,3 +124,8 @@ func AlignedBuffer(n int) []byte {
 	skip := int(-uintptr(unsafe.Pointer(unsafe.SliceData(b))) & (PageSize - 1))
 	return b[skip : skip+n : skip+n]
 }
+
+// Aligned reports whether a buffer is where direct reads and writes need it.
+func Aligned(p []byte) bool {
+	return uintptr(unsafe.Pointer(unsafe.SliceData(p)))&(PageSize-1) == 0
+}
