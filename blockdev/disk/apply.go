@@ -367,6 +367,10 @@ func (r *Replica) setChunk(l *leaf, chunk int64, e chunkEntry, applied holdfast.
 	if e.typ == chunkAbsent {
 		return // zeroes upon zeroes
 	}
+	if e.typ == chunkZero && e.asOf == 0 && r.tree.zeroAgain(l.index, e.lastSeq) {
+		l.entries[chunk%leafEntries] = e // if a later one has the leaf written after all
+		return
+	}
 	r.bad.keep(chunk, 0) // whatever is still bad is found again
 	if e.typ == chunkMapped && e.states == 0 && !r.writePending(chunk, applied) {
 		r.d.alloc.later(e.phys)
@@ -392,12 +396,16 @@ func (r *Replica) writePending(chunk int64, applied holdfast.Seq) bool {
 	return false
 }
 
-// applyWide zeroes a long range: it touches no bytes, only the map, a leaf at a
-// time. Until applied is raised, readers find the whole range in the log.
+// applyWide zeroes a long range: it touches no bytes, only the map, and of that only
+// what shed leaves. Until applied is raised, readers find the whole range in the log.
 func (r *Replica) applyWide(e *logEntry) error {
 	first, end := e.off/blockSize, (e.off+e.length)/blockSize
 	from, to := first/blocksPerChunk, (end+blocksPerChunk-1)/blocksPerChunk
-	err := r.eachLeaf(0, from, to, func(l *leaf) error {
+	for _, index := range r.shed(e) {
+		l, err := r.leaf(index)
+		if err != nil {
+			return err
+		}
 		r.mu.Lock()
 		for k := range l.entries {
 			c := l.index*leafEntries + int64(k)
@@ -415,10 +423,9 @@ func (r *Replica) applyWide(e *logEntry) error {
 			r.setChunk(l, c, n, e.seq)
 		}
 		r.mu.Unlock()
-		return r.spill()
-	})
-	if err != nil {
-		return err
+		if err := r.spill(); err != nil {
+			return err
+		}
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()

@@ -141,7 +141,7 @@ func (d *Disk) writeMaps() (ckptBody, []view, []uint32, []int64, error) {
 
 // placeMaps gives the changed pages their places, children before parents.
 func (d *Disk) placeMaps(store *pageWriter, body *ckptBody) (views []view, err error) {
-	for _, r := range d.Replicas() {
+	for _, r := range append(d.Replicas(), d.releasedMaps()...) {
 		v := view{r: r}
 		v.leaves, err = r.saveLeaves(store)
 		views = append(views, v)
@@ -346,7 +346,7 @@ func (d *Disk) writeDirectory(store *pageWriter, views []view, body *ckptBody) e
 //	124  8  intact: identity of the files
 //	132 40  intact: boot id, text, zero padded
 //	172  8  walSerial seen
-//	180  4  flags: 1 damaged, 2 intact declared
+//	180  4  flags: 1 damaged, 2 intact declared, 4 released
 //	184 16  root of the map: page number u64 (-1: none), crc u32, zero u32
 //	200  4  key id (0: none)
 //	204  4  number of epoch tails
@@ -357,6 +357,8 @@ const stateFixed = 216
 const (
 	stateDamaged = 1
 	stateIntact  = 2
+	// stateReleased: it is no replica any more, and what its map refers to is to be freed.
+	stateReleased = 4
 )
 
 func (r *Replica) encodeState(root pageRef, upTo uint64) []byte {
@@ -391,6 +393,9 @@ func (r *Replica) encodeState(root pageRef, upTo uint64) []byte {
 	}
 	if r.intact {
 		flags |= stateIntact
+	}
+	if r.deleted {
+		flags |= stateReleased
 	}
 	le.PutUint32(b[180:], flags)
 	le.PutUint64(b[184:], uint64(root.page))
@@ -436,7 +441,7 @@ func (d *Disk) decodeState(b []byte) (*savedState, int, error) {
 	if flags&stateDamaged != 0 {
 		r.damaged = damagedEarlier(desc.Replica)
 	}
-	r.intact = flags&stateIntact != 0
+	r.intact, r.deleted = flags&stateIntact != 0, flags&stateReleased != 0
 	s := &savedState{
 		r: r, tail: holdfast.Seq(le.Uint64(b[92:])), seen: le.Uint64(b[172:]),
 		root: pageRef{page: int64(le.Uint64(b[184:])), crc: le.Uint32(b[192:])},

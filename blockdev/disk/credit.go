@@ -59,7 +59,7 @@ func (r *Replica) Afford(off, length, pending int64) (Affordable, error) {
 			_, err = r.Reserve((pending + a.Need) * chunkSize)
 		}
 		if holdfast.KindOf(err) == holdfast.ErrNoSpace && !squeezed && r.d.wouldFree() {
-			if err := r.d.checkpoint(nil, true); err != nil {
+			if err := r.d.squeeze(nil); err != nil {
 				return Affordable{}, err
 			}
 			continue
@@ -71,11 +71,11 @@ func (r *Replica) Afford(off, length, pending int64) (Affordable, error) {
 	}
 }
 
-// wouldFree says whether a checkpoint now would give chunks back: they wait for
-// one, or something was zeroed or trimmed that is not applied yet, or written to
+// wouldFree says whether squeeze now would give chunks back: they wait for
+// a checkpoint, or their map was released, or something was zeroed or trimmed that is not applied yet, or written to
 // fresh chunks.
 func (d *Disk) wouldFree() bool {
-	if d.alloc.awaited() {
+	if d.alloc.awaited() || len(d.releasedMaps()) > 0 {
 		return true
 	}
 	for _, r := range d.Replicas() {
