@@ -79,6 +79,7 @@ func (d *Disk) checkpointLocked(held *Replica, always bool) error {
 			v.r.mu.Unlock()
 		}
 		d.mapGen++
+		d.dirPages, d.dirNext = d.dirNext, nil
 		d.alloc.needs(-d.space.settled())
 	}
 	d.gate.Unlock()
@@ -300,7 +301,7 @@ const (
 
 func (d *Disk) writeDirectory(store *pageWriter, views []view, body *ckptBody) error {
 	for _, p := range d.dirPages {
-		store.drop(p)
+		store.drop(p) // once, whether or not this checkpoint comes about
 	}
 	d.dirPages = nil
 	all := d.space.encode()
@@ -309,7 +310,7 @@ func (d *Disk) writeDirectory(store *pageWriter, views []view, body *ckptBody) e
 	}
 	body.replicas = uint64(len(views))
 	next := noPage
-	var used []int64
+	spare, used := d.dirNext, []int64(nil) // no durable checkpoint refers to those
 	for i := (len(all)+dirPayload-1)/dirPayload - 1; i >= 0; i-- {
 		part := all[i*dirPayload : min(len(all), (i+1)*dirPayload)]
 		b := store.buffer()
@@ -317,15 +318,25 @@ func (d *Disk) writeDirectory(store *pageWriter, views []view, body *ckptBody) e
 		binary.LittleEndian.PutUint32(b[pageHead+8:], next.crc)
 		copy(b[pageHead+dirLink:], part)
 		crc := encodePageHead(b, holdfast.ReplicaID{}, levelDir, int64(i), len(part), d.seed)
-		page, err := store.put(b)
+		var page int64
+		var err error
+		if n := len(spare); n > 0 {
+			page, spare = spare[n-1], spare[:n-1]
+			err = store.again(page, b)
+		} else {
+			page, err = store.put(b)
+		}
 		if err != nil {
-			d.dirPages = used
+			d.dirNext = used
 			return err
 		}
 		next = pageRef{page: page, crc: crc}
 		used = append(used, page)
 	}
-	d.dirPages = used
+	for _, p := range spare {
+		store.drop(p)
+	}
+	d.dirNext = used
 	body.page, body.crc = next.page, next.crc
 	return nil
 }
