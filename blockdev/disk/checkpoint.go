@@ -90,6 +90,7 @@ func (d *Disk) checkpointLocked(held *Replica, always bool) error {
 	d.wal.recycle(body.replayFrom)
 	d.punch(chunks)
 	d.alloc.settled(chunks, pages)
+	d.tryHostAgain()
 	return d.failed()
 }
 
