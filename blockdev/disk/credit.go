@@ -71,11 +71,14 @@ func (r *Replica) Afford(off, length, pending int64) (Affordable, error) {
 	}
 }
 
-// wouldFree says whether squeeze now would give chunks back: they wait for
-// a checkpoint, or their map was released, or something was zeroed or trimmed that is not applied yet, or written to
+// wouldFree says whether squeeze now may give chunks back.
+func (d *Disk) wouldFree() bool { return d.awaits() || len(d.releasedMaps()) > 0 }
+
+// awaits says whether a checkpoint now would give chunks back: they wait for
+// one, or something was zeroed or trimmed that is not applied yet, or written to
 // fresh chunks.
-func (d *Disk) wouldFree() bool {
-	if d.alloc.awaited() || len(d.releasedMaps()) > 0 {
+func (d *Disk) awaits() bool {
+	if d.alloc.awaited() {
 		return true
 	}
 	for _, r := range d.Replicas() {

@@ -387,8 +387,8 @@ func (s *subject) judge(t *testing.T, what string, fs *vfs.Memory) outcome {
 		for _, r := range d.Replicas() {
 			r.SetCommit(r.Status().Tail)
 		}
-		// ErrNoSpace: a record that went to a file of the log that was free keeps it
-		// from being written to, and the log may then have no room for a checkpoint.
+		// ErrNoSpace: a record that went to the only free file of a log that was full
+		// keeps it from being written to, and there is no room for a checkpoint.
 		if err := d.Checkpoint(t.Context()); errors.Is(err, holdfast.ErrIntegrity) || errors.Is(err, holdfast.ErrNoSpace) {
 			note(told)
 		} else if err != nil {

@@ -3,6 +3,7 @@ package disk
 import (
 	"bytes"
 	"fmt"
+	"math/bits"
 	"math/rand/v2"
 	"strconv"
 	"strings"
@@ -147,6 +148,16 @@ func (s *sparse) sound() {
 	if err != nil || c.Found > torn(c) {
 		s.t.Fatalf("check: %v, %+v", err, c)
 	}
+}
+
+// count returns how many chunks maps refer to.
+func (s *space) count() (n int64) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, w := range s.mapped {
+		n += int64(bits.OnesCount64(w))
+	}
+	return n
 }
 
 // Many leaves with room for few: what is read is what was written, after

@@ -324,5 +324,8 @@ func (d *Disk) releaseMore() bool {
 // order it holds, if any.
 func (d *Disk) squeeze(held *Replica) error {
 	d.releaseSome(releaseAtOnce)
+	if !d.awaits() {
+		return nil // another releases: a checkpoint would only use the log up
+	}
 	return d.checkpoint(held, true)
 }

@@ -60,7 +60,7 @@ func (r *Replica) oldEntries() []*logEntry {
 	var old []*logEntry
 	total := int64(0)
 	for s := r.applied + 1; s <= r.tail; s++ {
-		if e := r.index.get(s); r.d.wal.isOld(e.slot) {
+		if e := r.index.get(s); r.d.wal.isOld(e) {
 			if e.bad {
 				return nil // what is left of its record is all there is
 			}
@@ -114,10 +114,17 @@ func (r *Replica) relogSome(old []*logEntry) (int, error) {
 	return req.done, err
 }
 
-// isOld reports whether a slot is in the older half of the log.
-func (w *wal) isOld(slot int32) bool {
+// isOld reports whether half the slots or more were written to after an entry's record:
+// those between its slot and the current one, unless a misdirected write has put it
+// elsewhere.
+func (w *wal) isOld(e *logEntry) bool {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	n := len(w.slots)
-	return 2*((w.cur-int(slot)+n)%n) >= n
+	n := 0
+	for i := range w.slots {
+		if i != int(e.slot) && (i == w.cur || w.slots[i].last > e.serial) {
+			n++
+		}
+	}
+	return 2*n >= len(w.slots)
 }

@@ -2,7 +2,6 @@ package disk
 
 import (
 	"encoding/binary"
-	"math/bits"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -250,14 +249,4 @@ func (s *space) countLeaf(l *leaf) (twice bool, err error) {
 		}
 	}
 	return false, nil
-}
-
-// count returns how many chunks maps refer to.
-func (s *space) count() (n int64) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	for _, w := range s.mapped {
-		n += int64(bits.OnesCount64(w))
-	}
-	return n
 }
