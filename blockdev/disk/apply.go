@@ -34,6 +34,11 @@ func (d *Disk) applyAll() error {
 	if err := d.settleCommits(all); err != nil {
 		return err
 	}
+	return d.applyEach(all)
+}
+
+// applyEach applies what is known to be committed durably.
+func (d *Disk) applyEach(all []*Replica) error {
 	for _, r := range all {
 		d.gate.RLock()
 		r.applying.Lock()

@@ -51,7 +51,16 @@ func (d *Disk) checkpoint(held *Replica, always bool) error {
 // set, a checkpoint that would free no part of the log is not written: it would
 // only use the reserve up.
 func (d *Disk) checkpointLocked(held *Replica, always bool) error {
-	if err := d.applyAll(); err != nil {
+	all := d.Replicas()
+	err := d.settleCommits(all)
+	if holdfast.KindOf(err) == holdfast.ErrNoSpace {
+		// The log has no room for commits: a first checkpoint tells them.
+		err = d.writeCheckpoint()
+	}
+	if err == nil {
+		err = d.applyEach(all)
+	}
+	if err != nil {
 		return err
 	}
 	if err := d.relogOld(held); err != nil {
@@ -60,6 +69,11 @@ func (d *Disk) checkpointLocked(held *Replica, always bool) error {
 	if !always && !d.wal.frees(d.neededFrom()) {
 		return nil
 	}
+	return d.writeCheckpoint()
+}
+
+// writeCheckpoint writes the maps as they are, and the record. The caller holds passes.
+func (d *Disk) writeCheckpoint() error {
 	if err := d.grow(0, 0); err != nil && holdfast.KindOf(err) != holdfast.ErrNoSpace {
 		return err
 	}
@@ -73,6 +87,7 @@ func (d *Disk) checkpointLocked(held *Replica, always bool) error {
 			v.r.mu.Lock()
 			was := v.r.ckpt
 			v.r.ckpt = v.applied
+			v.r.durMark = max(v.r.durMark, v.commit)
 			v.r.index.settle(v.applied, v.r.dropPromise)
 			chunks = append(chunks, v.r.settleFresh(was, v.applied)...)
 			v.r.countPages()
@@ -98,6 +113,7 @@ func (d *Disk) checkpointLocked(held *Replica, always bool) error {
 type view struct {
 	r       *Replica
 	applied holdfast.Seq
+	commit  holdfast.Seq
 	bytes   []byte
 	leaves  []*leaf // written
 }
@@ -160,7 +176,7 @@ func (d *Disk) placeMaps(store *pageWriter, body *ckptBody) (views []view, err e
 	for i := range views {
 		v := &views[i]
 		v.r.mu.Lock()
-		v.applied = v.r.applied
+		v.applied, v.commit = v.r.applied, v.r.commit
 		v.bytes = v.r.encodeState(v.r.tree.root, body.upTo)
 		body.replayFrom = min(body.replayFrom, v.r.needsFrom())
 		v.r.mu.Unlock()

@@ -107,3 +107,53 @@ func misdirectRecord(t *testing.T, what string, entry holdfast.Seq, ahead int) {
 	}
 	wantClean(t, what, fs, testPath)
 }
+
+// A log that has no room for commits, since what was kept for them is taken, is no
+// dead end: a checkpoint tells them.
+func TestCommitsWithoutRoom(t *testing.T) {
+	fs := vfs.NewMemory(1)
+	mustFormat(t, fs, testPath, tinyFormat())
+	d, err := Open(t.Context(), fs, testPath, Options{foreground: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	r := mustCreate(t, d, 1, 4<<20)
+	full := holdfast.Seq(0)
+	for err == nil {
+		full++
+		err = r.Append([]Entry{writeEntry(0, full, int64(full%13)*chunkSize, 4*blockSize)})
+	}
+	wantKind(t, err, holdfast.ErrNoSpace)
+	mustSync(t, r)
+	r.SetCommit(full - 1)
+	reserve := d.wal.reserve
+	d.wal.reserve = d.wal.size() * 8
+	var crashes []*vfs.Memory
+	fs.Before(func(vfs.Op, string) { crashes = append(crashes, fs.Crash(uint64(len(crashes)))) })
+	if err := d.Checkpoint(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	fs.Before(nil)
+	d.wal.reserve = reserve
+	if st := r.Status(); st.Checkpoint != full-1 || d.wal.freeSlots() != 3 {
+		t.Fatalf("%d files are free, status %+v", d.wal.freeSlots(), st)
+	}
+	mustAppend(t, r, writeEntry(0, full, int64(full%13)*chunkSize, 4*blockSize))
+	for i, fs := range append(crashes, fs.Restart()) {
+		d := mustOpen(t, fs, testPath)
+		r, _ := d.Replica(testDesc(1, 0).Replica)
+		st := r.Status()
+		if st.Tail < full-1 || st.Damaged != nil || st.Applied > st.Commit {
+			t.Fatalf("crash %d: %+v", i, st)
+		}
+		for q := full - 13; q < full; q++ {
+			if q > st.Tail-13 {
+				wantRead(t, r, int64(q%13)*chunkSize, pattern(q, 4*blockSize))
+			}
+		}
+		// What a checkpoint has called committed may be in chunks, and is not cut off.
+		if err := r.Truncate(full - 2); (err != nil) != (st.Commit == full-1) {
+			t.Fatalf("crash %d: commit %d, cut to %d: %v", i, st.Commit, full-2, err)
+		}
+	}
+}
