@@ -3,6 +3,7 @@ package disk
 import (
 	"math"
 	"slices"
+	"time"
 
 	"github.com/holdfast-storage/holdfast"
 )
@@ -289,24 +290,28 @@ func (d *Disk) releaser() {
 }
 
 // releaseMore gives some leaves back and writes a checkpoint, so that their chunks can
-// be used, and reports whether it is worth going on. In a log of which only the reserve
-// is left it does nothing: that is for what makes room there.
+// be used, and reports whether it is worth going on. It rests for as long as each took,
+// for others use the disk. In a log of which only the reserve is left it does nothing:
+// that is for what makes room there.
 func (d *Disk) releaseMore() bool {
 	if _, tight := d.wal.oldest(); tight {
 		return false
 	}
 	n := 0
-	for more := true; more && n < releaseBatch; {
+	for rest := time.Duration(0); n < releaseBatch; n++ {
 		select {
 		case <-d.stop:
 			return false
-		default:
+		case <-time.After(rest):
 		}
+		began := time.Now()
 		d.releasing.Lock()
-		if more = d.releaseLeaf(); more {
-			n++
-		}
+		more := d.releaseLeaf()
 		d.releasing.Unlock()
+		if !more {
+			break
+		}
+		rest = time.Since(began)
 	}
 	if n == 0 {
 		return false

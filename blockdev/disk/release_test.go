@@ -243,3 +243,65 @@ func TestWideTrimReadsNoLeaves(t *testing.T) {
 		}
 	}
 }
+
+// Where the pages of used chunks are lost, what is being released is counted too, and is
+// released then; of a leaf that cannot be read the next open finds the chunks.
+func TestReleasedMapsAreCounted(t *testing.T) {
+	fs := vfs.NewMemory(1)
+	o := smallFormat()
+	o.Size = 64 << 20
+	mustFormat(t, fs, testPath, o)
+	open := func() *Disk {
+		t.Helper()
+		d, err := Open(t.Context(), fs, testPath, Options{foreground: true, cacheLeaves: 5, releaseLeaves: -1})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return d
+	}
+	d := open()
+	other := leafy(t, d, 1, 3)
+	used := d.Stat().Used
+	large := leafy(t, d, 2, 100)
+	lost := large.tree.ref(pageKey{0, 90}).page
+	if err := d.DeleteReplica(large.Desc().Replica); err != nil {
+		t.Fatal(err)
+	}
+	d.releaseSome(30)
+	if err := d.Checkpoint(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	left := d.released[0].tree.mapped
+	if left == 0 || left > 70 {
+		t.Fatalf("%d chunks are left to be released", left)
+	}
+	for _, page := range []int64{lost, d.space.refs[0].page} {
+		if err := fs.FlipBit(testPath, d.pageOffset(page)+2000, 3); err != nil {
+			t.Fatal(err)
+		}
+	}
+	d.closeFiles()
+	for life := range 3 {
+		fs = fs.Restart()
+		d = open()
+		if (d.spaceLost != nil) != (life < 2) {
+			t.Fatalf("life %d: used chunks: %v", life, d.spaceLost)
+		}
+		if now := d.Stat().Reclaimable / chunkSize; life == 0 && now != left || life > 0 && now != 0 {
+			t.Fatalf("life %d: %d chunks are to be released, %d before", life, now, left)
+		}
+		for d.releaseMore() {
+		}
+		r, _ := d.Replica(other.Desc().Replica)
+		for i := range int64(3) {
+			wantRead(t, r, i*leafEntries*chunkSize, pattern(holdfast.Seq(i+1), blockSize))
+		}
+		if err := d.Close(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if now := d.Stat().Used; now > used+chunkSize {
+		t.Fatalf("%d bytes in use, %d before", now, used)
+	}
+	wantClean(t, "at the end", fs, testPath)
+}
