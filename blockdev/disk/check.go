@@ -200,10 +200,10 @@ func (c *CheckReport) data(ctx context.Context, d *Disk, progress func(done, tot
 		}
 		c.Replicas = append(c.Replicas, out)
 	}
-	if c.released(d, seen) || unread || d.spaceLost != nil {
-		return nil
+	unread = c.released(d, seen) || unread
+	if d.spaceLost == nil && !unread {
+		c.compareSpace(d.space, seen)
 	}
-	c.compareSpace(d.space, seen)
 	return nil
 }
 
