@@ -63,6 +63,8 @@ type Options struct {
 	foreground  bool // no background goroutine. For tests.
 	cacheLeaves int  // instead of MapCache. For tests.
 	checking    bool // nothing is written; see Check
+
+	releaseLeaves int // instead of releaseAtOnce; negative: none. For tests.
 }
 
 // Sizes and times.
@@ -89,7 +91,7 @@ type Stat struct {
 	Capacity  int64              // of the chunks, mapped or not
 	Used      int64              // of the chunks that hold data, map or logged writes, or wait to be freed
 	Reserved  int64              // of the chunks that logged entries will need
-	// Reclaimable is what of Used comes free with the next checkpoint: what was
+	// Reclaimable is what of Used comes free with the next checkpoints: what was
 	// trimmed, overwritten anew or deleted, and is applied.
 	Reclaimable int64
 	Map         int64 // what of Used holds the map

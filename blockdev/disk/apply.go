@@ -39,6 +39,11 @@ func (d *Disk) applyAll(upTo uint64) error {
 	if err := d.settleCommits(all); err != nil {
 		return err
 	}
+	return d.applyEach(all, upTo)
+}
+
+// applyEach applies what is known to be committed durably, as far as applyAll.
+func (d *Disk) applyEach(all []*Replica, upTo uint64) error {
 	for _, r := range all {
 		d.gate.RLock()
 		r.applying.Lock()
@@ -181,7 +186,7 @@ func (r *Replica) nextBatch(to holdfast.Seq) ([]*logEntry, error) {
 		return nil, err
 	}
 	r.settleDurable()
-	to = min(to, r.commit, r.dur, r.durMark, r.limit, r.tail) // R9
+	to = min(to, r.appliable())
 	var batch []*logEntry
 	for s := r.applied + 1; s <= to && len(batch) < maxApplyBatch; s++ {
 		e := r.index.get(s)
@@ -197,6 +202,11 @@ func (r *Replica) nextBatch(to holdfast.Seq) ([]*logEntry, error) {
 		r.floor = max(r.floor, batch[n-1].seq)
 	}
 	return batch, nil
+}
+
+// appliable is the last entry that may be applied (R9). Under mu.
+func (r *Replica) appliable() holdfast.Seq {
+	return min(r.commit, r.dur, r.durMark, r.limit, r.tail)
 }
 
 // applyBatch brings entries into the chunks. Until applied is raised, readers
@@ -388,6 +398,10 @@ func (r *Replica) setChunk(l *leaf, chunk int64, e chunkEntry, applied holdfast.
 	if e.typ == chunkAbsent {
 		return // zeroes upon zeroes
 	}
+	if e.typ == chunkZero && e.asOf == 0 && r.tree.zeroAgain(l.index, e.lastSeq) {
+		l.entries[chunk%leafEntries] = e // if a later one has the leaf written after all
+		return
+	}
 	r.bad.keep(chunk, 0) // whatever is still bad is found again
 	if e.typ == chunkMapped && e.states == 0 && !r.writePending(chunk, applied) {
 		r.d.alloc.later(e.phys)
@@ -413,12 +427,16 @@ func (r *Replica) writePending(chunk int64, applied holdfast.Seq) bool {
 	return false
 }
 
-// applyWide zeroes a long range: it touches no bytes, only the map, a leaf at a
-// time. Until applied is raised, readers find the whole range in the log.
+// applyWide zeroes a long range: it touches no bytes, only the map, and of that only
+// what shed leaves. Until applied is raised, readers find the whole range in the log.
 func (r *Replica) applyWide(e *logEntry) error {
 	first, end := e.off/blockSize, (e.off+e.length)/blockSize
 	from, to := first/blocksPerChunk, (end+blocksPerChunk-1)/blocksPerChunk
-	err := r.eachLeaf(0, from, to, func(l *leaf) error {
+	for _, index := range r.shed(e) {
+		l, err := r.leaf(index)
+		if err != nil {
+			return err
+		}
 		r.mu.Lock()
 		for k := range l.entries {
 			c := l.index*leafEntries + int64(k)
@@ -436,10 +454,9 @@ func (r *Replica) applyWide(e *logEntry) error {
 			r.setChunk(l, c, n, e.seq)
 		}
 		r.mu.Unlock()
-		return r.spill()
-	})
-	if err != nil {
-		return err
+		if err := r.spill(); err != nil {
+			return err
+		}
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()

@@ -11,6 +11,10 @@ import (
 // leafBytes is what a leaf takes in memory, with its place in maps and ring.
 const leafBytes = 4400
 
+// minClean leaves stay beside those that cannot be dropped: a read that goes over the
+// end of a leaf needs two at a time.
+const minClean = 2
+
 // mapCache bounds the leaves in memory, of all replicas of a disk: those that
 // were not used for a while are dropped, and changed ones are written to new
 // places as soon as they are half of what may be held (Replica.spill).
@@ -67,7 +71,7 @@ func (c *mapCache) victim() *leaf {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	for range 2 * len(c.ring) {
-		if len(c.ring) <= c.limit {
+		if len(c.ring) <= max(c.limit, int(c.dirty.Load())+minClean) {
 			return nil
 		}
 		c.hand %= len(c.ring)
@@ -93,13 +97,13 @@ func (r *Replica) leaf(index int64) (*leaf, error) {
 	for {
 		r.mu.RLock()
 		l, ref := r.tree.leaves[index], r.tree.ref(key)
+		if l == nil && ref.page < 0 {
+			l = r.tree.newLeaf(r, index)
+		}
 		r.mu.RUnlock()
-		switch {
-		case l != nil:
+		if l != nil {
 			l.touch()
 			return l, nil
-		case ref.page < 0:
-			return &leaf{owner: r, index: index}, nil
 		}
 		l, err := r.readLeaf(index, ref)
 		r.mu.Lock()

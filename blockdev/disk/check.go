@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"math"
 	"math/bits"
 
 	"github.com/holdfast-storage/holdfast"
@@ -164,6 +165,9 @@ func (c *CheckReport) data(ctx context.Context, d *Disk, progress func(done, tot
 				break
 			}
 			next = some[0] + 1
+			if r.tree.isZero(some[0]) {
+				continue
+			}
 			l, err := r.readLeaf(some[0], r.tree.ref(pageKey{0, some[0]}))
 			if err != nil {
 				unread = true
@@ -196,10 +200,40 @@ func (c *CheckReport) data(ctx context.Context, d *Disk, progress func(done, tot
 		}
 		c.Replicas = append(c.Replicas, out)
 	}
+	unread = c.released(d, seen) || unread
 	if d.spaceLost == nil && !unread {
 		c.compareSpace(d.space, seen)
 	}
 	return nil
+}
+
+// released counts the chunks of released maps: they are in use until they are freed.
+// It reports whether leaves could not be read.
+func (c *CheckReport) released(d *Disk, seen *space) (unread bool) {
+	for _, r := range d.released {
+		for _, index := range r.tree.exists(0, 0, r.leafCount(), math.MaxInt) {
+			if r.tree.isZero(index) {
+				continue
+			}
+			l, err := r.readLeaf(index, r.tree.ref(pageKey{0, index}))
+			if err != nil {
+				unread = true
+				c.add(Finding{Where: "map", Replica: r.desc.Replica, What: "deleted: " + err.Error()})
+				continue
+			}
+			for k := range l.entries {
+				e := &l.entries[k]
+				switch {
+				case e.typ != chunkMapped:
+				case !seen.has(int64(e.phys)):
+					seen.move(&chunkEntry{}, e)
+				case d.spaceLost == nil: // else it may be another's by now, and is not freed for this one
+					c.add(Finding{Where: "map", Replica: r.desc.Replica, What: fmt.Sprintf("chunk %d of the disk, of a deleted replica, is mapped", e.phys)})
+				}
+			}
+		}
+	}
+	return unread
 }
 
 // summary compares what the page above a leaf says of it.

@@ -62,15 +62,34 @@ func (d *Disk) checkpointLocked(held *Replica, always bool) error {
 	if !always {
 		upTo = d.wal.oldestPart(d.wal.size() / 8)
 	}
-	if err := d.applyAll(upTo); err != nil {
+	all := d.Replicas()
+	err := d.settleCommits(all)
+	if holdfast.KindOf(err) == holdfast.ErrNoSpace {
+		// The log has no room for commits: a first checkpoint tells them.
+		err = d.writeCheckpoint()
+	}
+	if err == nil {
+		err = d.applyEach(all, upTo)
+	}
+	if err != nil {
 		return err
 	}
-	if err := d.relogOld(held); err != nil {
+	relogged, err := d.relogOld(held)
+	if err == nil && relogged && !always {
+		// What that took must not be all that an eighth gives.
+		err = d.applyEach(all, allRecords)
+	}
+	if err != nil {
 		return err
 	}
 	if !always && !d.wal.frees(d.neededFrom()) {
 		return nil
 	}
+	return d.writeCheckpoint()
+}
+
+// writeCheckpoint writes the maps as they are, and the record. The caller holds passes.
+func (d *Disk) writeCheckpoint() error {
 	if err := d.grow(0, 0); err != nil && holdfast.KindOf(err) != holdfast.ErrNoSpace {
 		return err
 	}
@@ -84,12 +103,14 @@ func (d *Disk) checkpointLocked(held *Replica, always bool) error {
 			v.r.mu.Lock()
 			was := v.r.ckpt
 			v.r.ckpt = v.applied
+			v.r.durMark = max(v.r.durMark, v.commit)
 			v.r.index.settle(v.applied, v.r.dropPromise)
 			chunks = append(chunks, v.r.settleFresh(was, v.applied)...)
 			v.r.countPages()
 			v.r.mu.Unlock()
 		}
 		d.mapGen++
+		d.dirPages, d.dirNext = d.dirNext, nil
 		d.alloc.needs(-d.space.settled())
 	}
 	d.gate.Unlock()
@@ -101,6 +122,7 @@ func (d *Disk) checkpointLocked(held *Replica, always bool) error {
 	d.settled.Store(d.wal.used())
 	d.punch(chunks)
 	d.alloc.settled(chunks, pages)
+	d.tryHostAgain()
 	return d.failed()
 }
 
@@ -108,6 +130,7 @@ func (d *Disk) checkpointLocked(held *Replica, always bool) error {
 type view struct {
 	r       *Replica
 	applied holdfast.Seq
+	commit  holdfast.Seq
 	bytes   []byte
 	leaves  []*leaf // written
 }
@@ -153,7 +176,7 @@ func (d *Disk) writeMaps() (ckptBody, []view, []uint32, []int64, error) {
 
 // placeMaps gives the changed pages their places, children before parents.
 func (d *Disk) placeMaps(store *pageWriter, body *ckptBody) (views []view, err error) {
-	for _, r := range d.Replicas() {
+	for _, r := range append(d.Replicas(), d.releasedMaps()...) {
 		v := view{r: r}
 		v.leaves, err = r.saveLeaves(store)
 		views = append(views, v)
@@ -170,7 +193,7 @@ func (d *Disk) placeMaps(store *pageWriter, body *ckptBody) (views []view, err e
 	for i := range views {
 		v := &views[i]
 		v.r.mu.Lock()
-		v.applied = v.r.applied
+		v.applied, v.commit = v.r.applied, v.r.commit
 		v.bytes = v.r.encodeState(v.r.tree.root, body.upTo)
 		body.replayFrom = min(body.replayFrom, v.r.needsFrom())
 		v.r.mu.Unlock()
@@ -312,7 +335,7 @@ const (
 
 func (d *Disk) writeDirectory(store *pageWriter, views []view, body *ckptBody) error {
 	for _, p := range d.dirPages {
-		store.drop(p)
+		store.drop(p) // once, whether or not this checkpoint comes about
 	}
 	d.dirPages = nil
 	all := d.space.encode()
@@ -321,7 +344,7 @@ func (d *Disk) writeDirectory(store *pageWriter, views []view, body *ckptBody) e
 	}
 	body.replicas = uint64(len(views))
 	next := noPage
-	var used []int64
+	spare, used := d.dirNext, []int64(nil) // no durable checkpoint refers to those
 	for i := (len(all)+dirPayload-1)/dirPayload - 1; i >= 0; i-- {
 		part := all[i*dirPayload : min(len(all), (i+1)*dirPayload)]
 		b := store.buffer()
@@ -329,15 +352,25 @@ func (d *Disk) writeDirectory(store *pageWriter, views []view, body *ckptBody) e
 		binary.LittleEndian.PutUint32(b[pageHead+8:], next.crc)
 		copy(b[pageHead+dirLink:], part)
 		crc := encodePageHead(b, holdfast.ReplicaID{}, levelDir, int64(i), len(part), d.seed)
-		page, err := store.put(b)
+		var page int64
+		var err error
+		if n := len(spare); n > 0 {
+			page, spare = spare[n-1], spare[:n-1]
+			err = store.again(page, b)
+		} else {
+			page, err = store.put(b)
+		}
 		if err != nil {
-			d.dirPages = used
+			d.dirNext = used
 			return err
 		}
 		next = pageRef{page: page, crc: crc}
 		used = append(used, page)
 	}
-	d.dirPages = used
+	for _, p := range spare {
+		store.drop(p)
+	}
+	d.dirNext = used
 	body.page, body.crc = next.page, next.crc
 	return nil
 }
@@ -358,7 +391,7 @@ func (d *Disk) writeDirectory(store *pageWriter, views []view, body *ckptBody) e
 //	124  8  intact: identity of the files
 //	132 40  intact: boot id, text, zero padded
 //	172  8  walSerial seen
-//	180  4  flags: 1 damaged, 2 intact declared
+//	180  4  flags: 1 damaged, 2 intact declared, 4 released
 //	184 16  root of the map: page number u64 (-1: none), crc u32, zero u32
 //	200  4  key id (0: none)
 //	204  4  number of epoch tails
@@ -369,6 +402,8 @@ const stateFixed = 216
 const (
 	stateDamaged = 1
 	stateIntact  = 2
+	// stateReleased: it is no replica any more, and what its map refers to is to be freed.
+	stateReleased = 4
 )
 
 func (r *Replica) encodeState(root pageRef, upTo uint64) []byte {
@@ -403,6 +438,9 @@ func (r *Replica) encodeState(root pageRef, upTo uint64) []byte {
 	}
 	if r.intact {
 		flags |= stateIntact
+	}
+	if r.deleted {
+		flags |= stateReleased
 	}
 	le.PutUint32(b[180:], flags)
 	le.PutUint64(b[184:], uint64(root.page))
@@ -448,7 +486,7 @@ func (d *Disk) decodeState(b []byte) (*savedState, int, error) {
 	if flags&stateDamaged != 0 {
 		r.damaged = damagedEarlier(desc.Replica)
 	}
-	r.intact = flags&stateIntact != 0
+	r.intact, r.deleted = flags&stateIntact != 0, flags&stateReleased != 0
 	s := &savedState{
 		r: r, tail: holdfast.Seq(le.Uint64(b[92:])), seen: le.Uint64(b[172:]),
 		root: pageRef{page: int64(le.Uint64(b[184:])), crc: le.Uint32(b[192:])},

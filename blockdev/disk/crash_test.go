@@ -26,6 +26,11 @@ import (
 const (
 	modelBlocks   = 48 + 5 // of each replica: three chunks and a bit
 	modelReplicas = 3
+	// modelFirst is the first of these chunks: two are in the last leaf below one
+	// interior page, two in the first below the next.
+	modelFirst = nodeEntries*leafEntries - 2
+	modelBase  = modelFirst * chunkSize
+	modelSize  = modelBase + modelBlocks*blockSize
 )
 
 // modelBlock is one block's content and the entry that put it there.
@@ -67,25 +72,26 @@ type modelState [modelReplicas]*modelReplica
 
 // world is a disk, its model and the crashes to be looked at.
 type world struct {
-	t       *testing.T
-	rng     *rand.Rand
-	fs      *vfs.Memory
-	opts    Options
-	d       *Disk
-	states  []modelState                // after each record
-	durable int                         // the state that cannot be lost any more
-	done    int                         // the last state whose operation has returned
-	commits [modelReplicas]holdfast.Seq // told to the present replicas
-	nextID  uint64
-	life    byte
-	looked  int      // crashes
-	lossy   int      // of them, those that lost or tore a page
-	nested  int      // of them, those of a recovery
-	fresh   int      // entries whose chunks were written before their record
-	trace   []string // the last operations
-	device  bool
-	beside  func()   // done once while fresh chunks are written
-	besides struct { // what the states say already of it, while it is still to come
+	t        *testing.T
+	rng      *rand.Rand
+	fs       *vfs.Memory
+	opts     Options
+	d        *Disk
+	states   []modelState                // after each record
+	durable  int                         // the state that cannot be lost any more
+	done     int                         // the last state whose operation has returned
+	commits  [modelReplicas]holdfast.Seq // told to the present replicas
+	nextID   uint64
+	life     byte
+	looked   int      // crashes
+	lossy    int      // of them, those that lost or tore a page
+	nested   int      // of them, those of a recovery
+	fresh    int      // entries whose chunks were written before their record
+	released int      // maps that a crash left to be released
+	trace    []string // the last operations
+	device   bool
+	beside   func()   // done once while fresh chunks are written
+	besides  struct { // what the states say already of it, while it is still to come
 		replica int
 		hint    holdfast.ISRVersion
 	}
@@ -101,7 +107,7 @@ func (w *world) expect(i int, m *modelReplica) {
 }
 
 func (w *world) descOf(i int, m *modelReplica) ReplicaDesc {
-	d := testDesc(byte(i), modelBlocks*blockSize)
+	d := testDesc(byte(i), modelSize)
 	d.Replica[2] = m.created
 	return d
 }
@@ -156,9 +162,26 @@ func (w *world) look(fs *vfs.Memory, least int, kill bool, depth int) {
 		w.fatalf("open after crash %d: %v", w.looked, err)
 	}
 	w.match(d, least, kill)
-	d.closeFiles()
+	w.released += len(d.released)
+	if w.looked%8 == 4 {
+		w.settle(fs, d)
+	} else {
+		d.closeFiles()
+	}
 	for _, next := range again {
 		w.look(next, w.durable, false, depth+1)
+	}
+}
+
+// settle gives back all that was deleted: nothing is left of it, and nothing else is lost.
+func (w *world) settle(fs *vfs.Memory, d *Disk) {
+	for d.releaseMore() {
+	}
+	if err := d.Close(); err != nil && !errors.Is(err, holdfast.ErrNoSpace) {
+		w.fatalf("close after crash %d: %v", w.looked, err)
+	}
+	if c, err := Check(w.t.Context(), fs, testPath, nil); err != nil || c.Found > torn(c) {
+		w.fatalf("check after all was released, crash %d: %v, %+v", w.looked, err, c)
 	}
 }
 
@@ -244,7 +267,7 @@ func (w *world) hintOf(i int, m *modelReplica) holdfast.ISRVersion {
 
 func (w *world) readAll(r *Replica, want *modelContent) string {
 	p := make([]byte, modelBlocks*blockSize)
-	if err := r.ReadAt(p, 0); err != nil {
+	if err := r.ReadAt(p, modelBase); err != nil {
 		return err.Error()
 	}
 	for b := range want {
@@ -258,7 +281,7 @@ func (w *world) readAll(r *Replica, want *modelContent) string {
 // checkChunks compares what a copy of the replica would be made of.
 func checkChunks(r *Replica, m *modelReplica) string {
 	for i := int64(0); i*blocksPerChunk < modelBlocks; i++ {
-		c, err := r.ReadChunk(i)
+		c, err := r.ReadChunk(modelFirst + i)
 		if err != nil {
 			return err.Error()
 		}
@@ -305,11 +328,16 @@ func (w *world) step() {
 		w.create(i)
 		return
 	}
+	if w.rng.IntN(4) == 0 { // a leaf of what was deleted, while the rest waits
+		w.d.releaseSome(1)
+	}
 	n := w.rng.IntN(100)
 	w.trace = append(w.trace, fmt.Sprintf("replica %d at %d: %d (state %d)", i, m.tail(), n, len(w.states)-1))
 	switch {
-	case n < 50:
+	case n < 48:
 		w.append(i)
+	case n < 50:
+		w.anew(i)
 	case n < 60:
 		w.sync(i)
 	case n < 70:
@@ -326,9 +354,9 @@ func (w *world) step() {
 		w.install(i)
 	case n < 95:
 		w.rebase(i)
-	case n < 97:
+	case n < 96:
 		w.hint(i)
-	case n < 99:
+	case n < 98:
 		w.intact(i)
 	default:
 		w.delete(i)
@@ -381,15 +409,15 @@ func (w *world) append(i int) {
 			n = least + w.rng.IntN(modelBlocks-first-least+1)
 		}
 		w.nextID++
-		e := Entry{Epoch: m.fence, Seq: m.tail() + 1, Commit: w.commits[i], Type: OpWrite, Offset: int64(first) * blockSize, Length: int64(n) * blockSize}
+		e := Entry{Epoch: m.fence, Seq: m.tail() + 1, Commit: w.commits[i], Type: OpWrite, Offset: modelBase + int64(first)*blockSize, Length: int64(n) * blockSize}
 		id := w.nextID
 		switch kind {
 		case 0:
 			e.Type, id = OpZero, 0
 		case 1:
 			e.Type, id = OpTrim, 0
-		case 2: // wide ones are those above 1 MiB in the real thing; whole ones here
-			e.Type, id, e.Offset, e.Length = OpTrim, 0, 0, modelBlocks*blockSize
+		case 2: // a wide one
+			e.Type, id, e.Offset, e.Length = OpTrim, 0, 0, modelSize
 			first, n = 0, modelBlocks
 		default:
 			for range n {
@@ -542,7 +570,7 @@ func (w *world) install(i int) {
 		return
 	}
 	asOf := low + holdfast.Seq(w.rng.IntN(int(high-low)+1))
-	c := Chunk{Index: int64(w.rng.IntN((modelBlocks + 15) / 16)), LastSeq: asOf, AsOf: asOf}
+	c := Chunk{Index: modelFirst + int64(w.rng.IntN((modelBlocks+15)/16)), LastSeq: asOf, AsOf: asOf}
 	if old := mapEntry(r, c.Index); old.asOf > asOf {
 		return
 	}
@@ -550,7 +578,7 @@ func (w *world) install(i int) {
 	if w.rng.IntN(4) > 0 {
 		c.Data = make([]byte, chunkSize)
 		for k := range c.State {
-			b := c.Index*blocksPerChunk + int64(k)
+			b := (c.Index-modelFirst)*blocksPerChunk + int64(k)
 			if w.rng.IntN(3) > 0 && b < modelBlocks {
 				w.nextID++
 				ids[b] = w.nextID
@@ -563,7 +591,7 @@ func (w *world) install(i int) {
 	w.expect(i, m.with(func(m *modelReplica) {
 		for q := m.base; q <= m.tail(); q++ { // a rebase may make an earlier one the base
 			h := *m.hist[q-m.base]
-			for b := c.Index * blocksPerChunk; b < (c.Index+1)*blocksPerChunk && b < modelBlocks; b++ {
+			for b := (c.Index - modelFirst) * blocksPerChunk; b < (c.Index-modelFirst+1)*blocksPerChunk && b < modelBlocks; b++ {
 				if h[b].seq <= asOf {
 					h[b] = modelBlock{ids[b], asOf}
 				}
@@ -596,6 +624,19 @@ func (w *world) rebase(i int) {
 	if diff := w.readAll(r, w.now()[i].hist[0]); diff != "" {
 		w.fatalf("after a rebase: %s", diff)
 	}
+	w.settled()
+}
+
+// anew begins a replica anew that was found damaged.
+func (w *world) anew(i int) {
+	r, m := w.replica(i), w.now()[i]
+	seq := m.tail() + holdfast.Seq(w.rng.IntN(20))
+	w.expect(i, m.with(func(m *modelReplica) { m.hist, m.log, m.base, m.intact = []*modelContent{{}}, nil, seq, false }))
+	r.mu.Lock()
+	r.damage("a test says so")
+	r.mu.Unlock()
+	w.must("begin anew", r.Rebase(m.fence, seq))
+	w.commits[i] = seq
 	w.settled()
 }
 
@@ -663,7 +704,7 @@ func (w *world) run(generations, steps int, between float64) {
 }
 
 func newWorld(t *testing.T, seed uint64, device bool) *world {
-	w := &world{t: t, device: device, rng: rand.New(rand.NewPCG(seed, 0xd15c)), fs: vfs.NewMemory(seed), opts: Options{foreground: true}}
+	w := &world{t: t, device: device, rng: rand.New(rand.NewPCG(seed, 0xd15c)), fs: vfs.NewMemory(seed), opts: Options{foreground: true, releaseLeaves: -1}}
 	if seed%3 != 0 { // leaves are written between checkpoints, dropped and read again
 		w.opts.cacheLeaves = 1
 	}
@@ -731,7 +772,7 @@ func TestCrashes(t *testing.T) {
 		}
 		until, points = time.Now().Add(time.Duration(n)*time.Minute), math.MaxInt
 	}
-	var looked, lossy, nested, fresh atomic.Int64
+	var looked, lossy, nested, fresh, released atomic.Int64
 	var next atomic.Uint64
 	next.Store(from)
 	t.Run("seeds", func(t *testing.T) {
@@ -751,13 +792,17 @@ func TestCrashes(t *testing.T) {
 					lossy.Add(int64(w.lossy))
 					nested.Add(int64(w.nested))
 					fresh.Add(int64(w.fresh))
+					released.Add(int64(w.released))
 				}
 			})
 		}
 	})
-	t.Logf("%d crash points of seeds %d to %d: %d lost or tore a page that was not synced, %d were crashes of a recovery; %d entries in fresh chunks", looked.Load(), from, min(to, next.Load()-1), lossy.Load(), nested.Load(), fresh.Load())
+	t.Logf("%d crash points of seeds %d to %d: %d lost or tore a page that was not synced, %d were crashes of a recovery; %d entries in fresh chunks; %d maps were left to be released", looked.Load(), from, min(to, next.Load()-1), lossy.Load(), nested.Load(), fresh.Load(), released.Load())
 	if !t.Failed() && looked.Load() > 1000 && fresh.Load() < looked.Load()/20 {
 		t.Errorf("too few entries in fresh chunks")
+	}
+	if !t.Failed() && looked.Load() > 1000 && released.Load() < looked.Load()/20 {
+		t.Errorf("too few maps that were being released")
 	}
 	if !t.Failed() && looked.Load() > 1000 && 2*lossy.Load() < looked.Load() {
 		t.Errorf("fewer than half of the crash points lost a page")

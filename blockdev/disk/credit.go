@@ -59,7 +59,7 @@ func (r *Replica) Afford(off, length, pending int64) (Affordable, error) {
 			_, err = r.Reserve((pending + a.Need) * chunkSize)
 		}
 		if holdfast.KindOf(err) == holdfast.ErrNoSpace && !squeezed && r.d.wouldFree() {
-			if err := r.d.checkpoint(nil, true); err != nil {
+			if err := r.d.squeeze(nil); err != nil {
 				return Affordable{}, err
 			}
 			continue
@@ -71,10 +71,13 @@ func (r *Replica) Afford(off, length, pending int64) (Affordable, error) {
 	}
 }
 
-// wouldFree says whether a checkpoint now would give chunks back: they wait for
+// wouldFree says whether squeeze now may give chunks back.
+func (d *Disk) wouldFree() bool { return d.awaits() || len(d.releasedMaps()) > 0 }
+
+// awaits says whether a checkpoint now would give chunks back: they wait for
 // one, or something was zeroed or trimmed that is not applied yet, or written to
 // fresh chunks.
-func (d *Disk) wouldFree() bool {
+func (d *Disk) awaits() bool {
 	if d.alloc.awaited() {
 		return true
 	}

@@ -20,10 +20,10 @@ const maxReplicas = 1 << 16
 // last.
 //
 // Locks, in the order in which they are taken: Replica.order, Disk.table,
-// Disk.passes, Disk.gate, Replica.applying, then the short ones that guard
-// fields and are never held across I/O: Disk.mu, Replica.mu, then mapCache.mu,
-// space.mu, allocator.mu or wal.mu. The first five order whole operations and are held across I/O on
-// purpose.
+// Disk.releasing, Disk.passes, Disk.gate, Replica.applying, then the short ones that
+// guard fields and are never held across I/O: Disk.mu, Replica.mu, then mapCache.mu,
+// space.mu, allocator.mu or wal.mu. The first six order whole operations and are held
+// across I/O on purpose.
 type Disk struct {
 	fs   vfs.FS
 	path string
@@ -46,14 +46,16 @@ type Disk struct {
 	identity   uint64 // of the files, see filesIdentity
 	keepsPages bool
 
-	table   sync.Mutex   // creates and deletes replicas, one at a time
-	growing sync.Mutex   // one takes space below; taken after order alone, or after passes
-	swept   bool         // free chunks without space hold none for certain; guarded by growing
-	passes  sync.Mutex   // one checkpoint at a time
-	gate    sync.RWMutex // held shared by whatever changes maps, exclusively while a checkpoint writes them
+	table     sync.Mutex   // creates and deletes replicas, one at a time
+	releasing sync.Mutex   // one gives chunks of released maps back
+	growing   sync.Mutex   // one takes space below; taken after order alone, or after passes
+	swept     bool         // free chunks without space hold none for certain; guarded by growing
+	passes    sync.Mutex   // one checkpoint at a time
+	gate      sync.RWMutex // held shared by whatever changes maps, exclusively while a checkpoint writes them
 
 	mu       sync.RWMutex
 	replicas map[holdfast.ReplicaID]*Replica
+	released []*Replica // what is left of maps that are no replica's any more; see release.go
 	closed   bool
 
 	repairs  repairCounters
@@ -66,15 +68,17 @@ type Disk struct {
 	failure  atomic.Pointer[holdfast.Error]
 	opened   atomic.Bool // Open has returned, or is about to
 	kick     chan struct{}
+	shed     chan struct{} // wakes who gives released maps back
 	stop     chan struct{}
 	wg       sync.WaitGroup
-	dirPages []int64 // of the last directory; guarded by passes
+	dirPages []int64 // of the directory of the last durable checkpoint; guarded by passes
+	dirNext  []int64 // of one whose checkpoint did not come about, or is being written; the same
 	mapGen   uint32  // rises with each durable checkpoint; guarded by gate
 
 	spaceLost error     // why space was counted anew
 	buffers   sync.Pool // of chunkSize bytes, aligned
 	wide      sync.Pool // of holdfast.MaxOpSize bytes, aligned
-	hostFull  bool      // no space was found for fresh chunks; guarded by growing
+	hostFull  bool      // no space was found for new chunks since the last checkpoint; guarded by growing
 }
 
 // errClosed is returned by everything after Close.
@@ -97,6 +101,11 @@ func (d *Disk) Stat() Stat {
 	s.Repair = RepairStat{Found: d.repairs.found.Load(), Repaired: d.repairs.repaired.Load(), Poisoned: d.repairs.poisoned.Load()}
 	d.mu.RLock()
 	s.Replicas = len(d.replicas)
+	for _, r := range d.released {
+		r.mu.RLock()
+		s.Reclaimable += r.tree.mapped * chunkSize
+		r.mu.RUnlock()
+	}
 	d.mu.RUnlock()
 	return s
 }
@@ -170,7 +179,7 @@ func (d *Disk) CreateReplica(desc ReplicaDesc) (*Replica, error) {
 	d.table.Lock()
 	defer d.table.Unlock()
 	d.mu.RLock()
-	r, n, closed := d.replicas[desc.Replica], len(d.replicas), d.closed
+	r, n, closed := d.replicas[desc.Replica], len(d.replicas)+len(d.released), d.closed
 	d.mu.RUnlock()
 	switch {
 	case closed:
@@ -179,8 +188,8 @@ func (d *Disk) CreateReplica(desc ReplicaDesc) (*Replica, error) {
 		return r, nil
 	case r != nil:
 		return nil, holdfast.Errorf(holdfast.ErrExists, "create replica %v: it exists as another segment, lineage or size", desc.Replica)
-	case n == maxReplicas:
-		return nil, holdfast.Errorf(holdfast.ErrNoSpace, "create replica %v: the disk holds %d replicas, the most it can", desc.Replica, n)
+	case n >= maxReplicas:
+		return nil, holdfast.Errorf(holdfast.ErrNoSpace, "create replica %v: the disk holds %d replicas, with those that are being deleted, the most it can", desc.Replica, n)
 	}
 	d.gate.RLock() // so that a checkpoint sees the record and its effect, or neither
 	defer d.gate.RUnlock()
@@ -197,9 +206,18 @@ func (d *Disk) CreateReplica(desc ReplicaDesc) (*Replica, error) {
 }
 
 // DeleteReplica deletes a replica, durable on return; its space comes back
-// with the next checkpoint. An unknown replica is no error. Methods of a
+// with the next checkpoint, or, of a large one, with those that follow (release.go).
+// An unknown replica is no error. Methods of a
 // deleted Replica return ErrNotFound.
 func (d *Disk) DeleteReplica(id holdfast.ReplicaID) error {
+	if err := d.deleteReplica(id); err != nil {
+		return err
+	}
+	d.releaseSoon()
+	return nil
+}
+
+func (d *Disk) deleteReplica(id holdfast.ReplicaID) error {
 	r, ok := d.Replica(id)
 	if !ok {
 		return d.failed()
@@ -244,46 +262,6 @@ func (r *Replica) empty() *tree {
 	r.newPages, r.reserved = map[pageKey]struct{}{}, map[int64]struct{}{}
 	r.tree, r.index = newTree(r.desc.Replica, r.desc.Size), newLogIndex()
 	return old
-}
-
-// release gives the chunks and pages of a map back that is no replica's any more.
-// Chunks of a leaf that cannot be read stay taken until the disk is opened the
-// next time, when all others are asked. No mu may be held.
-func (r *Replica) release(t *tree) {
-	d, lost := r.d, 0
-	for next, end := int64(0), (r.desc.Size-1)/chunkSize/leafEntries+1; ; {
-		some := t.exists(0, next, end, 1)
-		if len(some) == 0 {
-			break
-		}
-		next = some[0] + 1
-		if _, not := r.uncounted[some[0]]; not {
-			lost++ // its chunks may be others' by now
-			continue
-		}
-		l := t.leaves[some[0]]
-		if l == nil {
-			var err error
-			if l, err = r.readLeaf(some[0], t.ref(pageKey{0, some[0]})); err != nil {
-				lost++
-				continue
-			}
-		}
-		if l.dirty.CompareAndSwap(true, false) {
-			d.cache.dirty.Add(-1)
-		}
-		for i := range l.entries {
-			if e := &l.entries[i]; e.typ == chunkMapped {
-				d.space.move(e, &chunkEntry{})
-				d.alloc.later(e.phys)
-			}
-		}
-	}
-	if lost > 0 {
-		d.space.stale.Store(true)
-		d.log.Error("chunks of a map stay taken until the disk is opened again: its pages are unreadable", "replica", r.desc.Replica.String(), "pages", lost)
-	}
-	t.pages(d.alloc.laterPage)
 }
 
 // control writes one control record and makes it durable.
@@ -337,6 +315,7 @@ func (d *Disk) background() {
 		if d.failed() != nil {
 			continue
 		}
+		d.wakeReleaser()
 		if err := d.tend(); err != nil && d.failed() == nil {
 			d.log.Warn("apply stopped", "disk", d.super.disk.String(), "error", err)
 		}

@@ -216,16 +216,23 @@ func (d *Disk) takeFresh(n int64) []uint32 {
 	return fresh
 }
 
-// growFresh takes space below an image for fresh chunks. On a host that is full it
-// tries no more in this life: there, space is for what cannot do without.
+// growFresh takes space below an image for fresh chunks. On a host that was found full
+// it tries again only after a checkpoint: there, space is for what cannot do without.
 func (d *Disk) growFresh(n int64) bool {
 	d.growing.Lock()
 	defer d.growing.Unlock()
-	if d.hostFull || d.swept || d.mayGrow() != nil {
+	if d.hostFull || d.mayGrow() != nil {
 		return false
 	}
 	d.hostFull = d.growLocked(n, 0) != nil
 	return !d.hostFull
+}
+
+// tryHostAgain lets growFresh look anew whether the host is full.
+func (d *Disk) tryHostAgain() {
+	d.growing.Lock()
+	defer d.growing.Unlock()
+	d.hostFull = false
 }
 
 // large reports whether the entry is to go by way of fresh chunks.

@@ -37,7 +37,11 @@ func (d *Disk) grow(n, pages int64) error {
 		}
 	}
 	err := d.growLocked(n, pages)
-	if holdfast.KindOf(err) != holdfast.ErrNoSpace || d.swept {
+	if holdfast.KindOf(err) != holdfast.ErrNoSpace {
+		return err
+	}
+	d.hostFull = true
+	if d.swept {
 		return err
 	}
 	// Free chunks may still hold what an earlier run took, or a punch left. It

@@ -256,6 +256,62 @@ func TestENOSPCNeverCorrupts(t *testing.T) {
 	}
 }
 
+// A host that was full and has room again: large writes go to fresh chunks as before,
+// after the next checkpoint.
+func TestHostFullAndRoomAgain(t *testing.T) {
+	for _, refused := range []bool{false, true} {
+		fs := vfs.NewMemory(1)
+		mustFormat(t, fs, testPath, smallFormat())
+		d, err := Open(t.Context(), fs, testPath, Options{foreground: true})
+		if err != nil {
+			t.Fatal(err)
+		}
+		r := mustCreate(t, d, 1, 1<<30)
+		seq := holdfast.Seq(0)
+		write := func(chunk int64) (fresh bool, err error) {
+			if err := r.Append([]Entry{writeEntry(0, seq+1, chunk*chunkSize, 2*chunkSize)}); err != nil {
+				return false, err
+			}
+			seq++
+			return r.index.get(seq).fresh != nil, nil
+		}
+		if fresh, err := write(0); !fresh || err != nil {
+			t.Fatalf("fresh chunks: %v, %v", fresh, err)
+		}
+		fs.Limit(fs.Held())
+		for fresh := true; fresh; { // as long as there are chunks with space
+			if fresh, err = write(0); err != nil {
+				t.Fatal(err)
+			}
+		}
+		for chunk := int64(2); refused && err == nil; chunk += 2 {
+			_, err = write(chunk)
+		}
+		if refused {
+			wantKind(t, err, holdfast.ErrNoSpace)
+		}
+		fs.Limit(1 << 40)
+		r.SetCommit(seq)
+		if err := d.Checkpoint(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		if spare := d.alloc.short(1000, 0); spare == 0 {
+			t.Fatal("there was room all the time")
+		}
+		for i := range 200 { // more than the checkpoint has made free
+			if fresh, err := write(0); !fresh || err != nil {
+				t.Fatalf("write %d after there was room: fresh chunks: %v, %v", i, fresh, err)
+			}
+			if i%50 == 0 {
+				r.SetCommit(seq)
+			}
+		}
+		if err := d.Close(); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
 // TestRootFullHosts is TestFullHost on real file systems that run full: overwrites,
 // trims, deletes, reopening; nothing is found by a check before or after.
 func TestRootFullHosts(t *testing.T) {

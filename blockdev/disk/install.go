@@ -18,16 +18,29 @@ import (
 // A damaged replica loses its chunks too and is sound again, and empty: what it
 // held is not known.
 func (r *Replica) Rebase(epoch holdfast.Epoch, seq holdfast.Seq) error {
+	anew, err := r.rebaseOrAnew(epoch, seq)
+	if anew && err == nil {
+		r.d.releaseSoon()
+	}
+	return err
+}
+
+func (r *Replica) rebaseOrAnew(epoch holdfast.Epoch, seq holdfast.Seq) (anew bool, err error) {
 	if seq > maxSeq {
-		return holdfast.Errorf(holdfast.ErrInvalid, "rebase replica %v to %d: no log is so long", r.desc.Replica, seq)
+		return false, holdfast.Errorf(holdfast.ErrInvalid, "rebase replica %v to %d: no log is so long", r.desc.Replica, seq)
 	}
 	r.order.Lock()
 	defer r.order.Unlock()
 	if !r.isDamaged() {
 		if err := r.rebaseSound(epoch, seq); err == nil || !r.isDamaged() {
-			return err
+			return false, err
 		} // found on the way
 	}
+	return true, r.beginAnew(epoch, seq)
+}
+
+// beginAnew drops all that a damaged replica holds. The caller holds order.
+func (r *Replica) beginAnew(epoch holdfast.Epoch, seq holdfast.Seq) error {
 	r.d.gate.RLock()
 	defer r.d.gate.RUnlock()
 	r.applying.Lock()
@@ -350,7 +363,7 @@ func (r *Replica) installOnce(c *Chunk, rec record) error {
 	}
 	needs := packStates(&c.State) != 0
 	var phys uint32
-	if !needs && old.typ == chunkAbsent { // its entry may need a page all the same
+	if !needs && old.typ != chunkMapped { // its entry may need a page all the same
 		r.mu.Lock()
 		pages := r.addPages([]int64{c.Index})
 		err := r.d.alloc.reserve(0, int64(len(pages)))

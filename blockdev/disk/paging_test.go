@@ -3,6 +3,7 @@ package disk
 import (
 	"bytes"
 	"fmt"
+	"math/bits"
 	"math/rand/v2"
 	"strconv"
 	"strings"
@@ -25,6 +26,7 @@ type sparse struct {
 	want  map[int64]holdfast.Seq // written blocks, by the entry; 0: zeroed
 	saved map[int64]holdfast.Seq // as of the last sync
 	last  holdfast.Seq           // its tail
+	shed  bool                   // what is zeroed or deleted is released later
 
 	readers int // beside: each may hold one leaf more for a moment
 }
@@ -32,7 +34,7 @@ type sparse struct {
 const sparseSize = 64 << 30
 
 func newSparse(t *testing.T, seed uint64) *sparse {
-	s := &sparse{t: t, rng: rand.New(rand.NewPCG(seed, 0x5a)), fs: vfs.NewMemory(seed), want: map[int64]holdfast.Seq{}}
+	s := &sparse{t: t, rng: rand.New(rand.NewPCG(seed, 0x5a)), fs: vfs.NewMemory(seed), want: map[int64]holdfast.Seq{}, shed: seed%2 == 1}
 	o := smallFormat()
 	o.Size, o.WALSize = 512<<20, MinWALSize
 	mustFormat(t, s.fs, testPath, o)
@@ -42,7 +44,11 @@ func newSparse(t *testing.T, seed uint64) *sparse {
 }
 
 func (s *sparse) open() {
-	d, err := Open(s.t.Context(), s.fs, testPath, Options{foreground: true, cacheLeaves: 5})
+	o := Options{foreground: true, cacheLeaves: 5}
+	if s.shed {
+		o.releaseLeaves = -1
+	}
+	d, err := Open(s.t.Context(), s.fs, testPath, o)
 	if err != nil {
 		s.t.Fatal(err)
 	}
@@ -85,6 +91,9 @@ func (s *sparse) step() {
 		for b, q := range s.want {
 			s.saved[b] = q
 		}
+	}
+	if s.shed {
+		s.d.releaseSome(1)
 	}
 	switch s.rng.IntN(30) {
 	case 0:
@@ -141,6 +150,16 @@ func (s *sparse) sound() {
 	}
 }
 
+// count returns how many chunks maps refer to.
+func (s *space) count() (n int64) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, w := range s.mapped {
+		n += int64(bits.OnesCount64(w))
+	}
+	return n
+}
+
 // Many leaves with room for few: what is read is what was written, after
 // restarts and crashes too.
 func TestMapPaging(t *testing.T) {
@@ -179,11 +198,15 @@ func TestMapPaging(t *testing.T) {
 				}
 				s.checkAll()
 			}
+			for s.d.releaseMore() {
+			}
 			if s.r.Status().Used != s.d.space.count()*chunkSize {
 				t.Fatalf("the map has %d bytes, and %d chunks count as used", s.r.Status().Used, s.d.space.count())
 			}
 			if err := s.d.DeleteReplica(s.r.Desc().Replica); err != nil {
 				t.Fatal(err)
+			}
+			for s.d.releaseMore() {
 			}
 			if err := s.d.Close(); err != nil {
 				t.Fatal(err)
@@ -194,6 +217,32 @@ func TestMapPaging(t *testing.T) {
 			s.sound()
 		})
 	}
+}
+
+// A read over the end of a leaf needs both, and gets them where none can be kept.
+func TestReadOverTwoLeaves(t *testing.T) {
+	fs := vfs.NewMemory(1)
+	mustFormat(t, fs, testPath, smallFormat())
+	d, err := Open(t.Context(), fs, testPath, Options{foreground: true, cacheLeaves: 1})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer d.closeFiles()
+	r := mustCreate(t, d, 1, 1<<30)
+	mustAppend(t, r, writeEntry(0, 1, leafEntries*chunkSize-blockSize, 2*blockSize))
+	r.SetCommit(1)
+	if err := d.Checkpoint(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	// Changed leaves of another, which stay.
+	other := mustCreate(t, d, 2, 1<<30)
+	mustAppend(t, other, writeEntry(0, 1, 0, blockSize))
+	mustSync(t, other)
+	other.SetCommit(1)
+	if _, err := other.Apply(t.Context(), 1); err != nil {
+		t.Fatal(err)
+	}
+	wantRead(t, r, leafEntries*chunkSize-blockSize, pattern(1, 2*blockSize))
 }
 
 // Readers beside a writer whose leaves come and go.
@@ -483,6 +532,8 @@ func TestDamagedBeginsAnew(t *testing.T) {
 				d, r = open(fs)
 				wantRead(t, r, 0, want)
 				wantRead(t, r, 65536, pattern(51, 4096))
+				for d.releaseMore() {
+				}
 				if other, _ := d.Replica(testDesc(1, 0).Replica); what == "map" {
 					mustRead(t, other, 0, 4096) // a hole in the log may concern anybody
 				}

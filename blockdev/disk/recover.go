@@ -6,6 +6,7 @@ import (
 	"errors"
 	"hash/fnv"
 	"log/slog"
+	"slices"
 	"sort"
 	"time"
 
@@ -29,7 +30,7 @@ func Open(ctx context.Context, fs vfs.FS, path string, o Options) (*Disk, error)
 	d := &Disk{
 		fs: fs, path: path, log: o.Logger, opts: o,
 		replicas: map[holdfast.ReplicaID]*Replica{}, begun: time.Now(),
-		kick: make(chan struct{}, 1), stop: make(chan struct{}),
+		kick: make(chan struct{}, 1), shed: make(chan struct{}, 1), stop: make(chan struct{}),
 	}
 	if err := d.open(ctx); err != nil {
 		d.wg.Wait() // for the mark of a failure
@@ -41,6 +42,8 @@ func Open(ctx context.Context, fs vfs.FS, path string, o Options) (*Disk, error)
 	d.opened.Store(true)
 	if !o.foreground && d.readOnly == nil {
 		d.wg.Go(d.background)
+		d.wg.Go(d.releaser)
+		d.wakeReleaser()
 	}
 	return d, nil
 }
@@ -459,10 +462,14 @@ func (d *Disk) loadDirectory(body ckptBody) (map[holdfast.ReplicaID]*savedState,
 		if err != nil {
 			return nil, holdfast.Errorf(holdfast.KindOf(err), "load the map of replica %v: %w", s.r.desc.Replica, err)
 		}
+		if s.r.deleted {
+			d.released = append(d.released, s.r)
+			continue
+		}
 		saved[s.r.desc.Replica] = s
 	}
-	if uint64(len(saved)) != body.replicas {
-		return nil, holdfast.Errorf(holdfast.ErrIntegrity, "the directory holds %d replicas, not %d", len(saved), body.replicas)
+	if uint64(len(saved)+len(d.released)) != body.replicas {
+		return nil, holdfast.Errorf(holdfast.ErrIntegrity, "the directory holds %d replicas, not %d", len(saved)+len(d.released), body.replicas)
 	}
 	return saved, d.loadSpace(saved)
 }
@@ -473,7 +480,7 @@ func (d *Disk) loadSpace(saved map[holdfast.ReplicaID]*savedState) error {
 	if lost := d.space.load(d); lost != nil {
 		d.log.Error("pages of used chunks are lost, the maps are read whole", "disk", d.super.disk.String(), "error", lost)
 		d.spaceLost = lost
-		var all []*Replica
+		all := slices.Clone(d.released)
 		for _, s := range saved {
 			all = append(all, s.r)
 		}

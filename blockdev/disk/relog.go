@@ -12,41 +12,41 @@ import "github.com/holdfast-storage/holdfast"
 // relogBatch bounds the memory that logging again takes.
 const relogBatch = 4 << 20
 
-// relogOld logs old uncommitted entries again. held is the replica whose order
-// the caller holds, if any; one that is busy is left for the next time. A log
-// that has no room for it stays as it is.
-func (d *Disk) relogOld(held *Replica) error {
+// relogOld logs old uncommitted entries again, and says whether there were any. held is
+// the replica whose order the caller holds, if any; one that is busy is left for the
+// next time. A log that has no room for it stays as it is.
+func (d *Disk) relogOld(held *Replica) (any bool, err error) {
 	for _, r := range d.Replicas() {
 		if r != held && !r.order.TryLock() {
 			continue
 		}
-		err := r.relog()
+		some, err := r.relog()
 		if r != held {
 			r.order.Unlock()
 		}
+		any = any || some
 		if err == errWALFull {
-			return nil
+			break
 		}
 		if err != nil {
-			return err
+			return any, err
 		}
 	}
-	return nil
+	return any, nil
 }
 
 // relog logs this replica's old entries again. The caller holds order, so none
 // of them is truncated while its new record is written: that record would bring
 // it back.
-func (r *Replica) relog() error {
-	old := r.oldEntries()
-	for len(old) > 0 {
+func (r *Replica) relog() (any bool, err error) {
+	for old := r.oldEntries(); len(old) > 0; {
 		n, err := r.relogSome(old)
 		if err != nil {
-			return err
+			return true, err
 		}
-		old = old[n:]
+		any, old = true, old[n:]
 	}
-	return nil
+	return any, nil
 }
 
 // oldEntries returns the entries that are to be logged again: none if they are
@@ -59,8 +59,8 @@ func (r *Replica) oldEntries() []*logEntry {
 	}
 	var old []*logEntry
 	total := int64(0)
-	for s := max(r.applied, min(r.commit, r.tail)) + 1; s <= r.tail; s++ { // the others are about to be applied
-		if e := r.index.get(s); r.d.wal.isOld(e.slot) {
+	for s := max(r.applied, r.appliable()) + 1; s <= r.tail; s++ { // those before are about to be applied
+		if e := r.index.get(s); r.d.wal.isOld(e) {
 			if e.bad {
 				return nil // what is left of its record is all there is
 			}
@@ -114,10 +114,17 @@ func (r *Replica) relogSome(old []*logEntry) (int, error) {
 	return req.done, err
 }
 
-// isOld reports whether a slot is in the older half of the log.
-func (w *wal) isOld(slot int32) bool {
+// isOld reports whether half the slots or more were written to after an entry's record:
+// those between its slot and the current one, unless a misdirected write has put it
+// elsewhere.
+func (w *wal) isOld(e *logEntry) bool {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	n := len(w.slots)
-	return 2*((w.cur-int(slot)+n)%n) >= n
+	n := 0
+	for i := range w.slots {
+		if i != int(e.slot) && (i == w.cur || w.slots[i].last > e.serial) {
+			n++
+		}
+	}
+	return 2*n >= len(w.slots)
 }

@@ -2,6 +2,7 @@ package disk
 
 import (
 	"hash/crc32"
+	"maps"
 	"math/bits"
 	"sync"
 	"sync/atomic"
@@ -69,6 +70,13 @@ func (b *badBlocks) keep(chunk int64, mask uint16) {
 	if c.mask &= mask; c.mask == 0 {
 		delete(b.chunks, chunk)
 	}
+}
+
+// forget forgets the chunks that f says.
+func (b *badBlocks) forget(f func(chunk int64) bool) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	maps.DeleteFunc(b.chunks, func(c int64, _ *badChunk) bool { return f(c) })
 }
 
 func (b *badBlocks) clear() {

@@ -365,7 +365,7 @@ func TestLostEntryIsNotLoggedAgain(t *testing.T) {
 	if err := fs.FlipBit(walName(testPath, int(e.slot)), e.pos+7, 1); err != nil {
 		t.Fatal(err)
 	}
-	for q := holdfast.Seq(1); !d.wal.isOld(e.slot); q++ {
+	for q := holdfast.Seq(1); !d.wal.isOld(e); q++ {
 		mustAppend(t, other, writeEntry(0, q, 0, 256<<10))
 		mustSync(t, other)
 		other.SetCommit(q)

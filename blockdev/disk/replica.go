@@ -62,6 +62,12 @@ type Replica struct {
 	deleted   bool
 	uncounted map[int64]struct{} // leaves whose chunks count as free; see space.recount
 
+	// Of a released map: the next leaf, guarded by Disk.releasing; how many could not be
+	// read; whose trim made it, nil if no trim did or it is of an earlier life.
+	nextLeaf   int64
+	lostLeaves int
+	of         *Replica
+
 	badEntry holdfast.Seq // the first that the open found to have lost bytes
 
 	flips map[int64]flip // chunks that must not be written before the next checkpoint; guarded by applying, or gate
@@ -153,7 +159,7 @@ func (r *Replica) Append(entries []Entry) error {
 			err = holdfast.Errorf(holdfast.KindOf(err), "log entry %d of replica %v: %w", entries[0].Seq, r.desc.Replica, err)
 		}
 		if holdfast.KindOf(err) == holdfast.ErrNoSpace && !squeezed && r.d.wouldFree() {
-			if squeezed, err = true, r.d.checkpoint(r, true); err == nil {
+			if squeezed, err = true, r.d.squeeze(r); err == nil {
 				continue
 			}
 		}

@@ -2,7 +2,6 @@ package disk
 
 import (
 	"encoding/binary"
-	"math/bits"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -187,8 +186,9 @@ func (s *space) load(d *Disk) (lost error) {
 
 // recount finds the used chunks by reading every leaf. One that cannot be read
 // damages its replica, and its chunks count as free: so nothing may ever free them
-// on its behalf (Replica.uncounted). Damaged replicas come last: what they refer to
-// may have been given to others since, and then it is the others'.
+// on its behalf (Replica.uncounted). Damaged replicas, and what is left of them, come
+// last: what they refer to may have been given to others since, and then it is the
+// others'.
 func (s *space) recount(replicas []*Replica) error {
 	clear(s.mapped)
 	s.stale.Store(false)
@@ -197,15 +197,15 @@ func (s *space) recount(replicas []*Replica) error {
 	}
 	slices.SortStableFunc(replicas, func(a, b *Replica) int {
 		switch {
-		case a.isDamaged() == b.isDamaged():
+		case a.mayShare() == b.mayShare():
 			return 0
-		case a.isDamaged():
+		case a.mayShare():
 			return 1
 		}
 		return -1
 	})
 	for _, r := range replicas {
-		damaged := r.isDamaged()
+		damaged := r.mayShare()
 		for next, end := int64(0), (r.desc.Size-1)/chunkSize/leafEntries+1; ; {
 			some := r.tree.exists(0, next, end, 1)
 			if len(some) == 0 {
@@ -232,6 +232,9 @@ func (s *space) recount(replicas []*Replica) error {
 	return nil
 }
 
+// mayShare says whether chunks that the map refers to may be others' by now.
+func (r *Replica) mayShare() bool { return r.deleted || r.isDamaged() }
+
 // countLeaf counts the chunks of a leaf, all or, with the first that is counted
 // already, none.
 func (s *space) countLeaf(l *leaf) (twice bool, err error) {
@@ -246,14 +249,4 @@ func (s *space) countLeaf(l *leaf) (twice bool, err error) {
 		}
 	}
 	return false, nil
-}
-
-// count returns how many chunks maps refer to.
-func (s *space) count() (n int64) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	for _, w := range s.mapped {
-		n += int64(bits.OnesCount64(w))
-	}
-	return n
 }

@@ -50,6 +50,9 @@ import (
 //	12  4  blocks of the leaf that are poison
 //	16  8  highest lastSeq in the leaf
 //	24  8  chunks of the leaf that are mapped: one bit each, the first in bit 0
+//
+// A leaf of which no page is there but a lastSeq is zero: all its chunks are, and that
+// entry was the last to touch any of them.
 const (
 	pageSize      = 4096
 	pageHead      = 40
@@ -135,14 +138,14 @@ type tree struct {
 	leaves  map[int64]*leaf
 	levels  []map[int64]*node // levels[0] refers to leaves
 	root    pageRef
-	mapped  int64 // chunks of type chunkMapped
+	chunks  int64 // of the segment
+	mapped  int64 // of them, those of type chunkMapped
 	poison  int64 // blocks that are poison
 }
 
 func newTree(id holdfast.ReplicaID, size int64) *tree {
-	t := &tree{replica: id, leaves: map[int64]*leaf{}, root: noPage}
-	pages := (size + chunkSize - 1) / chunkSize
-	pages = (pages + leafEntries - 1) / leafEntries
+	t := &tree{replica: id, leaves: map[int64]*leaf{}, root: noPage, chunks: (size + chunkSize - 1) / chunkSize}
+	pages := (t.chunks + leafEntries - 1) / leafEntries
 	for {
 		t.levels = append(t.levels, map[int64]*node{})
 		if pages = (pages + nodeEntries - 1) / nodeEntries; pages <= 1 {
@@ -184,7 +187,58 @@ func (t *tree) get(chunk int64) (e chunkEntry, ok bool) {
 		l.touch()
 		return l.entries[chunk%leafEntries], true
 	}
-	return chunkEntry{}, t.ref(pageKey{0, i}).page < 0
+	c := t.child(i)
+	switch {
+	case c == nil:
+		return chunkEntry{}, true
+	case c.page >= 0:
+		return chunkEntry{}, false
+	case c.lastSeq > 0:
+		e = chunkEntry{typ: chunkZero, lastSeq: c.lastSeq}
+	}
+	return e, true
+}
+
+// isZero says whether a leaf has no page since all its chunks read as zeroes.
+func (t *tree) isZero(index int64) bool {
+	c := t.child(index)
+	return c != nil && c.page < 0 && c.lastSeq > 0 && t.leaves[index] == nil
+}
+
+// newLeaf returns a leaf that has no page.
+func (t *tree) newLeaf(owner *Replica, index int64) *leaf {
+	l := &leaf{owner: owner, index: index}
+	if t.isZero(index) {
+		for i := range min(leafEntries, t.chunks-index*leafEntries) {
+			l.entries[i] = chunkEntry{typ: chunkZero, lastSeq: t.child(index).lastSeq}
+		}
+	}
+	return l
+}
+
+// zeroAgain notes in the page above it that an entry zeroed chunks of a leaf that is
+// zero: it needs no page for that. False if it is not such a leaf.
+func (t *tree) zeroAgain(index int64, seq holdfast.Seq) bool {
+	if !t.isZero(index) {
+		return false
+	}
+	c := t.child(index)
+	c.lastSeq = max(c.lastSeq, seq)
+	t.levels[0][index/nodeEntries].dirty = true
+	return true
+}
+
+// shed moves a leaf that is not in memory to another map, unread. What is left is a
+// leaf that is zero as of the entry.
+func (t *tree) shed(index int64, seq holdfast.Seq, to *tree) {
+	c := t.child(index)
+	to.refer(pageKey{0, index}, c.pageRef)
+	*to.child(index) = *c
+	n := int64(bits.OnesCount64(c.mapped))
+	t.mapped, to.mapped = t.mapped-n, to.mapped+n
+	t.poison, to.poison = t.poison-int64(c.poison), to.poison+int64(c.poison)
+	*c = childRef{pageRef: noPage, lastSeq: max(c.lastSeq, seq)}
+	t.levels[0][index/nodeEntries].dirty = true
 }
 
 // set replaces a chunk's entry in its leaf, which Replica.leaf returned.
@@ -237,7 +291,7 @@ type pageKey struct {
 }
 
 // exists returns the indexes of the leaves within [lo, hi) that there are, in
-// memory or written, and that an entry above seq may have touched (0: all),
+// memory, written or zero, and that an entry above seq may have touched (0: all),
 // ascending, at most max.
 func (t *tree) exists(seq holdfast.Seq, lo, hi int64, max int) []int64 {
 	var found []int64
@@ -248,7 +302,7 @@ func (t *tree) exists(seq holdfast.Seq, lo, hi int64, max int) []int64 {
 		}
 		for k := range n.refs {
 			index := i*nodeEntries + int64(k)
-			if index < lo || index >= hi || n.refs[k].page < 0 && t.leaves[index] == nil {
+			if index < lo || index >= hi || n.refs[k].page < 0 && n.refs[k].lastSeq == 0 && t.leaves[index] == nil {
 				continue
 			}
 			if seq != 0 && n.refs[k].lastSeq <= seq {
@@ -334,7 +388,7 @@ func (n *node) decode(b []byte) bool {
 		c, p := &n.refs[i], b[pageHead+i*nodeEntry:]
 		c.pageRef = pageRef{page: int64(le.Uint64(p)), crc: le.Uint32(p[8:])}
 		c.poison, c.lastSeq, c.mapped = le.Uint32(p[12:]), holdfast.Seq(le.Uint64(p[16:])), le.Uint64(p[24:])
-		if c.mapped>>leafEntries != 0 || c.poison > leafEntries*blocksPerChunk {
+		if c.mapped>>leafEntries != 0 || c.poison > leafEntries*blocksPerChunk || c.page < 0 && (c.mapped != 0 || c.poison != 0) {
 			return false
 		}
 	}
@@ -488,18 +542,41 @@ func (t *tree) loadNode(d *Disk, ref pageRef, p pageKey, use func(int64) bool) e
 	return nil
 }
 
-// pages calls f with every page that was written.
-func (t *tree) pages(f func(page int64)) {
-	if t.root.page >= 0 {
-		f(t.root.page)
+// drop takes a leaf out of a released map, with the interior pages that have nothing
+// below them any more, and tells free of their pages.
+func (t *tree) drop(index int64, free func(page int64)) {
+	delete(t.leaves, index)
+	for p := (pageKey{0, index}); ; p = (pageKey{p.level + 1, p.index / nodeEntries}) {
+		if ref := t.ref(p); ref.page >= 0 {
+			free(ref.page)
+		}
+		if p.level == len(t.levels) {
+			t.root = noPage
+			return
+		}
+		n := t.levels[p.level][p.index/nodeEntries]
+		if n == nil {
+			return // the page was never written
+		}
+		c := &n.refs[p.index%nodeEntries]
+		t.mapped -= int64(bits.OnesCount64(c.mapped))
+		t.poison -= int64(c.poison)
+		*c, n.dirty = childRef{pageRef: noPage}, true
+		if !t.isEmpty(pageKey{p.level + 1, p.index / nodeEntries}) {
+			return
+		}
+		delete(t.levels[p.level], p.index/nodeEntries)
 	}
-	for _, nodes := range t.levels {
-		for _, n := range nodes {
-			for i := range n.refs {
-				if n.refs[i].page >= 0 {
-					f(n.refs[i].page)
-				}
-			}
+}
+
+// isEmpty says whether an interior page has nothing below it, written or not.
+func (t *tree) isEmpty(p pageKey) bool {
+	n := t.levels[p.level-1][p.index]
+	for i := nodeEntries - 1; i >= 0; i-- { // leaves are dropped from the first on
+		below := p.index*nodeEntries + int64(i)
+		if n.refs[i].page >= 0 || p.level == 1 && t.leaves[below] != nil || p.level > 1 && t.levels[p.level-2][below] != nil {
+			return false
 		}
 	}
+	return true
 }

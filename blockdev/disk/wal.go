@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"hash/crc32"
+	"slices"
 	"sync"
 
 	"github.com/holdfast-storage/holdfast"
@@ -348,7 +349,7 @@ func (w *wal) moveOn(cur *int, pos *int64) error {
 		w.mu.Unlock()
 		return err
 	}
-	n := (*cur + 1) % len(w.slots)
+	n := w.nextSlot()
 	if last := w.slots[n].last; last > 0 {
 		w.forget(last)
 	}
@@ -361,14 +362,29 @@ func (w *wal) moveOn(cur *int, pos *int64) error {
 	return nil
 }
 
-// freeSlots counts the slots after the current one that can be overwritten. Under mu.
+// freeSlots counts the slots beside the current one that can be overwritten. They are
+// those that follow it, unless a misdirected write put a record into one of them: that
+// one is passed over until a checkpoint lets go of the record. Under mu.
 func (w *wal) freeSlots() int64 {
 	n := int64(0)
-	for i := 1; i < len(w.slots); i++ {
-		if s := w.slots[(w.cur+i)%len(w.slots)]; s.last != 0 && s.last >= w.keepFrom {
-			break
+	for i := range w.slots {
+		if i != w.cur && w.isFree(i) {
+			n++
 		}
-		n++
+	}
+	return n
+}
+
+// isFree says whether no record of a slot is needed. Under mu.
+func (w *wal) isFree(i int) bool { return w.slots[i].last < max(1, w.keepFrom) }
+
+// nextSlot is the next one that can be overwritten, of which there is one.
+func (w *wal) nextSlot() int {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	n := (w.cur + 1) % len(w.slots)
+	for !w.isFree(n) {
+		n = (n + 1) % len(w.slots)
 	}
 	return n
 }
@@ -410,10 +426,13 @@ func (w *wal) oldest() (last uint64, tight bool) {
 	defer w.mu.Unlock()
 	free := w.freeSlots()
 	tight = w.slotSize-w.pos-w.outside+free*w.slotSize-vfs.PageSize < w.reserve
-	if i := int(free) + 1; i < len(w.slots) {
-		return w.slots[(w.cur+i)%len(w.slots)].last, tight
+	last = w.serial
+	for i := range w.slots {
+		if i != w.cur && !w.isFree(i) {
+			last = min(last, w.slots[i].last)
+		}
 	}
-	return w.serial, tight
+	return last, tight
 }
 
 // oldestPart returns the last serial of the oldest slots that are needed, of at least
@@ -421,15 +440,17 @@ func (w *wal) oldest() (last uint64, tight bool) {
 func (w *wal) oldestPart(bytes int64) (last uint64) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	n := int64(len(w.slots))
-	for i := w.freeSlots() + 1; i < n && bytes > 0; i++ {
-		last = w.slots[(int64(w.cur)+i)%n].last
-		bytes -= w.slotSize
+	lasts := make([]uint64, 0, len(w.slots))
+	for i := range w.slots {
+		if i != w.cur && !w.isFree(i) {
+			lasts = append(lasts, w.slots[i].last)
+		}
 	}
-	if last == 0 {
+	if len(lasts) == 0 {
 		return w.serial
 	}
-	return last
+	slices.Sort(lasts)
+	return lasts[min(int64(len(lasts)), (bytes+w.slotSize-1)/w.slotSize)-1]
 }
 
 // recycle lets the slots whose records are all below the serial be overwritten.
