@@ -6,9 +6,11 @@ COMMIT  ?= $(shell git rev-parse HEAD 2>/dev/null || echo unknown)
 LDFLAGS := -s -w -X main.version=$(VERSION) -X main.commit=$(COMMIT)
 LINT    := $(GO) tool -modfile=.ci/tools/go.mod golangci-lint
 
-# All that is not built for the race detector is built alike, and so compiled once.
+# All that is not built for the race detector is built alike, and so compiled once. Programs
+# built with -trimpath find Go's own source by GOROOT alone.
 export CGO_ENABLED := 0
 export GOFLAGS     := $(strip $(shell $(GO) env GOFLAGS) -trimpath)
+export GOROOT      := $(shell $(GO) env GOROOT)
 
 # Packages whose tests only compute, in whatever time they are given.
 COMPUTE := . ./blockdev ./blockdev/blockdevtest ./blockdev/disk ./blockdev/vfs ./raftstore/state ./replication/coordinator \
