@@ -133,7 +133,10 @@ func newNode(t *testing.T, name string, flags ...string) *node {
 				t.Logf("log of %s, last lines:\n%s", name, strings.Join(lines[max(0, len(lines)-60):], "\n"))
 			}
 		}
-		os.RemoveAll(dir)
+		_ = exec.Command("chattr", "-R", "-f", "-i", dir).Run() // a mountpoint is immutable
+		if err := os.RemoveAll(dir); err != nil {
+			t.Errorf("%s left something behind: %v", name, err)
+		}
 	})
 	return n
 }
