@@ -6,13 +6,21 @@ COMMIT  ?= $(shell git rev-parse HEAD 2>/dev/null || echo unknown)
 LDFLAGS := -s -w -X main.version=$(VERSION) -X main.commit=$(COMMIT)
 LINT    := $(GO) tool -modfile=.ci/tools/go.mod golangci-lint
 
-# Packages whose tests start no cluster: they run side by side. All others run one at
-# a time, for on two cores they would disturb each other's takeovers.
-BESIDE := . ./blockdev ./blockdev/blockdevtest ./blockdev/disk ./blockdev/nbd ./blockdev/vfs ./raftstore/state ./raftstore/badgerlog ./cmd/bench \
-	./replication/coordinator ./replication/replica ./replication/wire ./replication/latency ./replication/serve ./replication/attachment \
-	./replication/sim ./cmd/internal/history ./cmd/internal/api ./cmd/internal/controller
+# All that is not built for the race detector is built alike, and so compiled once. Programs
+# built with -trimpath find Go's own source by GOROOT alone.
+export CGO_ENABLED := 0
+export GOFLAGS     := $(strip $(shell $(GO) env GOFLAGS) -trimpath)
+export GOROOT      := $(shell $(GO) env GOROOT)
 
-.PHONY: help build unit test race proofs demo sim chaos bench soak leftovers crash fuzz lint proto glossary clean
+# Packages whose tests only compute, in whatever time they are given.
+COMPUTE := . ./blockdev ./blockdev/blockdevtest ./blockdev/disk ./blockdev/vfs ./raftstore/state ./replication/coordinator \
+	./replication/replica ./replication/wire ./replication/latency ./replication/sim ./cmd/internal/history
+# Packages whose tests start no cluster of processes: they run side by side. All others
+# run one at a time, for on two cores they would disturb each other's takeovers.
+BESIDE := ./replication/attachment ./cmd/internal/lab ./blockdev/nbd ./raftstore/badgerlog ./cmd/bench ./replication/serve \
+	./cmd/internal/api ./cmd/internal/controller
+
+.PHONY: help build unit test computing timed race proofs demo sim chaos bench soak leftovers crash fuzz lint proto glossary clean
 
 help: ## print the verbs
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -28,22 +36,35 @@ race: ## the unit tests under the race detector
 	@mkdir -p $(OUT)
 	HOLDFAST_UNIT=1 .ci/gotest race -race ./...
 
-test: lint build ## all that this machine can run, as root
+test: build ## all that this machine can run, as root
+	.ci/beside computing $(MAKE) --no-print-directory computing -- $(MAKE) --no-print-directory timed
+
+# What make test runs at idle priority all the while: it needs time, but at no given moment.
+computing: lint
+	.ci/gotest computed -race $(COMPUTE)
+	$(MAKE) --no-print-directory proofs
+
+# What make test runs meanwhile: it waits more than it computes, and has deadlines.
+timed:
 	@mkdir -p $(OUT)
-	.ci/gotest beside -race $(BESIDE)
-	.ci/beside proofs $(MAKE) --no-print-directory proofs -- \
-		.ci/gotest test -race -p 1 $$($(GO) list ./... | grep -vxF "$$($(GO) list $(BESIDE))")
+	.ci/gotest beside -race -p 4 $(BESIDE)
+	.ci/gotest test -race -p 1 -parallel 6 $$($(GO) list ./... | grep -vxF "$$($(GO) list $(COMPUTE) $(BESIDE))")
 	.ci/demo
 	$(MAKE) --no-print-directory chaos MINUTES=2
 	$(GO) run ./cmd/bench -holdfast bin/holdfast -quick -json $(OUT)/bench.json
 	$(GO) run ./cmd/demo leftovers
 
+# Simulators make garbage fast: collected less often they take half the processor time.
+# What a disk takes of memory is measured as it ships.
+LAVISH := GOGC=400 GOMEMLIMIT=1GiB GODEBUG=memprofilerate=0
+
 proofs: ## simulated clusters, crash points of a disk, and their mutants: computing alone, no privileges
-	$(MAKE) --no-print-directory sim SEEDS=10000
-	.ci/gotest mutants -tags holdfast_mutants -run 'TestMutants' ./replication/sim
-	.ci/gotest disk-mutants -tags holdfast_mutants -run 'TestMutants' ./blockdev/disk
-	HOLDFAST_CRASHES=$(CRASHES) .ci/gotest crashes -run 'TestCrashes|TestTebibyte|TestHarm|TestInject' ./blockdev/disk
-	.ci/gotest lose-acked -tags holdfast_mutant_lose_acked -run 'LoseAcked' ./replication/sim
+	$(LAVISH) $(MAKE) --no-print-directory sim SEEDS=10000
+	$(LAVISH) .ci/gotest mutants -tags holdfast_mutants -run 'TestMutants' ./replication/sim
+	$(LAVISH) .ci/gotest disk-mutants -tags holdfast_mutants -run 'TestMutants' ./blockdev/disk
+	$(LAVISH) .ci/gotest lose-acked -tags holdfast_mutant_lose_acked -run 'LoseAcked' ./replication/sim
+	$(LAVISH) HOLDFAST_CRASHES=$(CRASHES) .ci/gotest crashes -run 'TestCrashes|TestHarm|TestInject' ./blockdev/disk
+	.ci/gotest tebibyte -run 'TestTebibyte' ./blockdev/disk
 
 # Crash points of a disk that make proofs looks at.
 CRASHES ?= 100000

@@ -12,6 +12,7 @@ import (
 // TestFsck checks a disk offline, as its daemon left it and as nobody should find it.
 func TestFsck(t *testing.T) {
 	whole(t)
+	t.Parallel()
 	need(t, "qemu-io")
 	n := newNode(t, "solo")
 	image := filepath.Join(n.dir, "disk.img")

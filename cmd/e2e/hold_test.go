@@ -22,6 +22,7 @@ func qemuIO(t *testing.T, uri, command string) (string, error) {
 // fail, reads go on, and all is well when the second copy is back.
 func TestBelowMinCopies(t *testing.T) {
 	whole(t)
+	t.Parallel()
 	need(t, "qemu-io")
 	c := start(t, 3)
 	n := c.nodes[0]
@@ -75,6 +76,7 @@ func TestBelowMinCopies(t *testing.T) {
 // names another one's node: refused, and nothing is changed. Its own is no error.
 func TestJoinOfAnotherCluster(t *testing.T) {
 	whole(t)
+	t.Parallel()
 	answers := func(n *node) {
 		t.Helper()
 		n.start()

@@ -11,6 +11,7 @@ import (
 // TestMonitoring asks a real node, on the port of its API, what a monitor asks.
 func TestMonitoring(t *testing.T) {
 	whole(t)
+	t.Parallel()
 	n := newNode(t, "solo")
 	n.flags = append(n.flags, "--disk", filepath.Join(n.dir, "disk.img")+",size=1G,wal=16M")
 	n.start()

@@ -10,6 +10,7 @@ import (
 
 func TestOneNodeServesAVolumeAndKeepsItOverARestart(t *testing.T) {
 	whole(t)
+	t.Parallel()
 	need(t, "fio", "nbdinfo")
 	n := newNode(t, "solo")
 	n.flags = append(n.flags, "--disk", filepath.Join(n.dir, "disk.img")+",size=3G,wal=64M")
@@ -51,6 +52,7 @@ func TestOneNodeServesAVolumeAndKeepsItOverARestart(t *testing.T) {
 
 func TestBadInput(t *testing.T) {
 	whole(t)
+	t.Parallel()
 	n := newNode(t, "solo")
 	n.flags = append(n.flags, "--disk", filepath.Join(n.dir, "disk.img")+",size=2G,wal=64M")
 	n.start()
@@ -93,6 +95,7 @@ func TestBadInput(t *testing.T) {
 
 func TestServeRefusesWhatIsTaken(t *testing.T) {
 	whole(t)
+	t.Parallel()
 	n := newNode(t, "first")
 	n.flags = append(n.flags, "--disk", filepath.Join(n.dir, "disk.img")+",size=1G,wal=16M")
 	n.start()
@@ -128,6 +131,7 @@ func TestServeRefusesWhatIsTaken(t *testing.T) {
 
 func TestForeignDisksAreRefused(t *testing.T) {
 	whole(t)
+	t.Parallel()
 	need(t, "mkfs.ext4")
 	first := newNode(t, "first")
 	image := filepath.Join(first.dir, "disk.img")

@@ -82,7 +82,7 @@ func (w *writer) finish() {
 // and leave a node that is drained, all while a client writes; every byte is kept.
 func TestRebuildElsewhere(t *testing.T) {
 	whole(t)
-	t.Parallel() // it waits most of the time
+	t.Parallel()
 	need(t, "qemu-io", "fio")
 	c := startWith(t, 4, "--rebuild-after", "8s")
 	byName := map[string]*node{}

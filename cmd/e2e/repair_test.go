@@ -32,6 +32,7 @@ func detached(t *testing.T, v volume) {
 // dies, the node that repairs it is killed, and a user attaches while a repair runs.
 func TestRepair(t *testing.T) {
 	whole(t)
+	t.Parallel()
 	need(t, "fio")
 	c := startWith(t, 5, "--rebuild-after", "8s")
 	byName := map[string]*node{}

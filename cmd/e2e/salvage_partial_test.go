@@ -11,7 +11,7 @@ import (
 // new one, and no salvage may go on from it.
 func TestSalvageRefusesHalfACopy(t *testing.T) {
 	whole(t)
-	t.Parallel() // it waits most of the time
+	t.Parallel()
 	need(t, "fio")
 	c := start(t, 4)
 	first := c.nodes[0]

@@ -28,7 +28,7 @@ func (c *cluster) homes(name string) (first, second, none *node) {
 // back later is an orphan and stays out.
 func TestSalvage(t *testing.T) {
 	whole(t)
-	t.Parallel() // it waits most of the time
+	t.Parallel()
 	need(t, "qemu-io")
 	c := start(t, 4)
 	first := c.nodes[0]

@@ -10,6 +10,7 @@ import (
 // and reads it back after a restart.
 func TestSegments(t *testing.T) {
 	whole(t)
+	t.Parallel()
 	need(t, "fio", "qemu-io")
 	n := newNode(t, "solo")
 	n.flags = append(n.flags, "--disk", filepath.Join(n.dir, "disk.img")+",size=2G,wal=64M")

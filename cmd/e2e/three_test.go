@@ -14,6 +14,7 @@ import (
 // failure, and only what it missed is copied.
 func TestReplicaDiesUnderVerify(t *testing.T) {
 	whole(t)
+	t.Parallel()
 	need(t, "fio")
 	c := start(t, 3)
 	holder, victim := c.nodes[0], c.nodes[1]
@@ -138,6 +139,7 @@ func TestHolderDies(t *testing.T) {
 // middle: the copy goes on from the third. What is copied is near what was missed.
 func TestSourceDiesDuringResync(t *testing.T) {
 	whole(t)
+	t.Parallel()
 	c := start(t, 4)
 	cycles := 1
 	if os.Getenv("HOLDFAST_SOAK") != "" {

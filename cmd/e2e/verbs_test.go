@@ -10,6 +10,7 @@ import (
 // holder, where that is possible.
 func TestVerbsFromAnyNode(t *testing.T) {
 	whole(t)
+	t.Parallel()
 	need(t, "nbdinfo")
 	c := start(t, 3)
 	a, b, d := c.nodes[0], c.nodes[1], c.nodes[2]

@@ -117,9 +117,7 @@ func newAbsence(t *testing.T, seed uint64, hosts int, local bool, windowOps int,
 func (x *absence) write(t *testing.T, off, n int64) {
 	t.Helper()
 	part := x.m.data[off : off+n]
-	for i := range part {
-		part[i] = byte(x.m.rng.Uint32())
-	}
+	random(x.m.rng, part)
 	for at := int64(0); at < n; at += 1 << 20 {
 		end := min(at+1<<20, n)
 		if err := x.a.WriteAt(t.Context(), part[at:end], off+at, false); err != nil {

@@ -407,6 +407,22 @@ func difference(got, want []byte) string {
 	return fmt.Sprintf("%d blocks differ, the first at %d: got %x.., want %x..", blocks, first, got[first:first+8], want[first:first+8])
 }
 
+// noise is what random copies from.
+var noise = sync.OnceValue(func() []byte {
+	p := make([]byte, 1<<20)
+	_, _ = rand.NewChaCha8([32]byte{1}).Read(p)
+	return p
+})
+
+// random fills p, a block at a time from anywhere in noise: the race detector takes
+// long over bytes that are drawn one by one.
+func random(rng *rand.Rand, p []byte) {
+	for len(p) > 0 {
+		from := rng.IntN(len(noise()) - holdfast.BlockSize)
+		p = p[copy(p, noise()[from:from+holdfast.BlockSize]):]
+	}
+}
+
 // model is what the volume must hold.
 type model struct {
 	rng  *rand.Rand
@@ -443,9 +459,7 @@ func (m *model) mutate(t testing.TB, a *Attachment, n int) {
 		case 2:
 			err = a.Flush(ctx)
 		default:
-			for i := range part {
-				part[i] = byte(m.rng.Uint32())
-			}
+			random(m.rng, part)
 			err = a.WriteAt(ctx, part, off, m.rng.IntN(8) == 0)
 		}
 		if err != nil {

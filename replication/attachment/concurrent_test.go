@@ -29,9 +29,7 @@ func TestSectorsOfSharedBlocks(t *testing.T) {
 			for range 120 {
 				i := rng.Int64N(sectors/writers)*writers + int64(w)
 				p := make([]byte, sector)
-				for j := range p {
-					p[j] = byte(rng.Uint32())
-				}
+				random(rng, p)
 				if err := a.WriteAt(context.Background(), p, i*sector, false); err != nil {
 					t.Errorf("write: %v", err)
 					return

@@ -68,9 +68,7 @@ func (c *client) run(seed uint64) {
 			}
 			off := rng.Int64N(int64(len(c.data))/holdfast.BlockSize) * holdfast.BlockSize
 			p := c.data[off : off+holdfast.BlockSize]
-			for i := range p {
-				p[i] = byte(rng.Uint32())
-			}
+			random(rng, p)
 			began := time.Now()
 			if c.err = c.a.WriteAt(context.Background(), p, off, false); c.err != nil {
 				return
@@ -116,9 +114,7 @@ func TestEvictAndRejoin(t *testing.T) {
 	cl.waitAttached(a)
 	c := &client{a: a, data: make([]byte, cl.size)}
 	rng := rand.New(rand.NewPCG(6, 6))
-	for i := range c.data {
-		c.data[i] = byte(rng.Uint32())
-	}
+	random(rng, c.data)
 	for off := int64(0); off < cl.size; off += 1 << 20 {
 		if err := a.WriteAt(t.Context(), c.data[off:off+1<<20], off, false); err != nil {
 			t.Fatal(err)
@@ -138,7 +134,7 @@ func TestEvictAndRejoin(t *testing.T) {
 		cl.eventually("the victim is put out", a, func() bool { return len(cl.meta.isr(0)) == 2 })
 		if byChunks {
 			c.still(t)
-			for range 12 { // 48 MiB through logs of 16
+			for range 8 { // 32 MiB through logs of 16
 				if err := a.WriteAt(t.Context(), c.data[:4<<20], 0, false); err != nil {
 					t.Fatal(err)
 				}

@@ -13,9 +13,7 @@ func (m *model) fillUp(t *testing.T, a *Attachment, off int64) int64 {
 	t.Helper()
 	p := make([]byte, holdfast.ChunkSize)
 	for ; off < int64(len(m.data)); off += int64(len(p)) {
-		for i := range p {
-			p[i] = byte(m.rng.Uint32())
-		}
+		random(m.rng, p)
 		err := a.WriteAt(t.Context(), p, off, false)
 		if errors.Is(err, holdfast.ErrNoSpace) {
 			return off
