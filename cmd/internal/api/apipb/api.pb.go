@@ -627,25 +627,30 @@ func (x *Repair) GetWhy() string {
 }
 
 type Replica struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
-	Segment       uint32                 `protobuf:"varint,2,opt,name=segment,proto3" json:"segment,omitempty"`
-	Node          string                 `protobuf:"bytes,3,opt,name=node,proto3" json:"node,omitempty"`
-	Disk          string                 `protobuf:"bytes,4,opt,name=disk,proto3" json:"disk,omitempty"`
-	State         string                 `protobuf:"bytes,5,opt,name=state,proto3" json:"state,omitempty"` // in-sync | syncing | stale | orphan | deleting
-	Tail          uint64                 `protobuf:"varint,6,opt,name=tail,proto3" json:"tail,omitempty"`
-	Durable       uint64                 `protobuf:"varint,7,opt,name=durable,proto3" json:"durable,omitempty"`
-	BytesToSync   int64                  `protobuf:"varint,8,opt,name=bytes_to_sync,json=bytesToSync,proto3" json:"bytes_to_sync,omitempty"`
-	Address       string                 `protobuf:"bytes,9,opt,name=address,proto3" json:"address,omitempty"`                           // the node's data address
-	SinceEpoch    uint64                 `protobuf:"varint,10,opt,name=since_epoch,json=sinceEpoch,proto3" json:"since_epoch,omitempty"` // in which it came to its state
-	TailEpoch     uint64                 `protobuf:"varint,11,opt,name=tail_epoch,json=tailEpoch,proto3" json:"tail_epoch,omitempty"`    // of its last entry, where its node answers
-	Damaged       bool                   `protobuf:"varint,12,opt,name=damaged,proto3" json:"damaged,omitempty"`                         // a record of its log is bad
-	Partial       bool                   `protobuf:"varint,13,opt,name=partial,proto3" json:"partial,omitempty"`                         // it is being filled and holds no one state
-	Served        bool                   `protobuf:"varint,14,opt,name=served,proto3" json:"served,omitempty"`                           // by the node that answers
-	Used          int64                  `protobuf:"varint,16,opt,name=used,proto3" json:"used,omitempty"`                               // bytes of its chunks, where its node answers
-	Leaving       bool                   `protobuf:"varint,15,opt,name=leaving,proto3" json:"leaving,omitempty"`                         // to be taken out of the in-sync set and deleted
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	state       protoimpl.MessageState `protogen:"open.v1"`
+	Id          string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	Segment     uint32                 `protobuf:"varint,2,opt,name=segment,proto3" json:"segment,omitempty"`
+	Node        string                 `protobuf:"bytes,3,opt,name=node,proto3" json:"node,omitempty"`
+	Disk        string                 `protobuf:"bytes,4,opt,name=disk,proto3" json:"disk,omitempty"`
+	State       string                 `protobuf:"bytes,5,opt,name=state,proto3" json:"state,omitempty"` // in-sync | syncing | stale | orphan | deleting
+	Tail        uint64                 `protobuf:"varint,6,opt,name=tail,proto3" json:"tail,omitempty"`
+	Durable     uint64                 `protobuf:"varint,7,opt,name=durable,proto3" json:"durable,omitempty"`
+	BytesToSync int64                  `protobuf:"varint,8,opt,name=bytes_to_sync,json=bytesToSync,proto3" json:"bytes_to_sync,omitempty"`
+	Address     string                 `protobuf:"bytes,9,opt,name=address,proto3" json:"address,omitempty"`                           // the node's data address
+	SinceEpoch  uint64                 `protobuf:"varint,10,opt,name=since_epoch,json=sinceEpoch,proto3" json:"since_epoch,omitempty"` // in which it came to its state
+	TailEpoch   uint64                 `protobuf:"varint,11,opt,name=tail_epoch,json=tailEpoch,proto3" json:"tail_epoch,omitempty"`    // of its last entry, where its node answers
+	Damaged     bool                   `protobuf:"varint,12,opt,name=damaged,proto3" json:"damaged,omitempty"`                         // a record of its log is bad
+	Partial     bool                   `protobuf:"varint,13,opt,name=partial,proto3" json:"partial,omitempty"`                         // it is being filled and holds no one state
+	Served      bool                   `protobuf:"varint,14,opt,name=served,proto3" json:"served,omitempty"`                           // its node answers, and has it open
+	Used        int64                  `protobuf:"varint,16,opt,name=used,proto3" json:"used,omitempty"`                               // bytes of its chunks, where its node answers
+	Leaving     bool                   `protobuf:"varint,15,opt,name=leaving,proto3" json:"leaving,omitempty"`                         // to be taken out of the in-sync set and deleted
+	// What its whole disk takes and will give back, as in Disk, where its node
+	// answers: other volumes' replicas are in it.
+	DiskUsed        int64 `protobuf:"varint,17,opt,name=disk_used,json=diskUsed,proto3" json:"disk_used,omitempty"`
+	DiskAllocated   int64 `protobuf:"varint,18,opt,name=disk_allocated,json=diskAllocated,proto3" json:"disk_allocated,omitempty"`
+	DiskReclaimable int64 `protobuf:"varint,19,opt,name=disk_reclaimable,json=diskReclaimable,proto3" json:"disk_reclaimable,omitempty"`
+	unknownFields   protoimpl.UnknownFields
+	sizeCache       protoimpl.SizeCache
 }
 
 func (x *Replica) Reset() {
@@ -788,6 +793,27 @@ func (x *Replica) GetLeaving() bool {
 		return x.Leaving
 	}
 	return false
+}
+
+func (x *Replica) GetDiskUsed() int64 {
+	if x != nil {
+		return x.DiskUsed
+	}
+	return 0
+}
+
+func (x *Replica) GetDiskAllocated() int64 {
+	if x != nil {
+		return x.DiskAllocated
+	}
+	return 0
+}
+
+func (x *Replica) GetDiskReclaimable() int64 {
+	if x != nil {
+		return x.DiskReclaimable
+	}
+	return 0
 }
 
 type SalvageRequest struct {
@@ -3116,7 +3142,7 @@ const file_api_proto_rawDesc = "" +
 	"\fsince_millis\x18\x02 \x01(\x03R\vsinceMillis\x12\x14\n" +
 	"\x05tries\x18\x03 \x01(\rR\x05tries\x12\x1b\n" +
 	"\twaits_for\x18\x04 \x01(\tR\bwaitsFor\x12\x10\n" +
-	"\x03why\x18\x05 \x01(\tR\x03why\"\x97\x03\n" +
+	"\x03why\x18\x05 \x01(\tR\x03why\"\x86\x04\n" +
 	"\aReplica\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x18\n" +
 	"\asegment\x18\x02 \x01(\rR\asegment\x12\x12\n" +
@@ -3136,7 +3162,10 @@ const file_api_proto_rawDesc = "" +
 	"\apartial\x18\r \x01(\bR\apartial\x12\x16\n" +
 	"\x06served\x18\x0e \x01(\bR\x06served\x12\x12\n" +
 	"\x04used\x18\x10 \x01(\x03R\x04used\x12\x18\n" +
-	"\aleaving\x18\x0f \x01(\bR\aleaving\"\x9a\x01\n" +
+	"\aleaving\x18\x0f \x01(\bR\aleaving\x12\x1b\n" +
+	"\tdisk_used\x18\x11 \x01(\x03R\bdiskUsed\x12%\n" +
+	"\x0edisk_allocated\x18\x12 \x01(\x03R\rdiskAllocated\x12)\n" +
+	"\x10disk_reclaimable\x18\x13 \x01(\x03R\x0fdiskReclaimable\"\x9a\x01\n" +
 	"\x0eSalvageRequest\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x1a\n" +
 	"\breplicas\x18\x02 \x03(\tR\breplicas\x12\x1f\n" +
