@@ -176,14 +176,14 @@ func (d *Disks) insist(ctx context.Context, cmd state.Command) error {
 }
 
 // definite reports whether the state machine itself refused a command, so that
-// asking again cannot help.
+// asking again cannot help. Metadata that is spared (ErrNoSpace) passes.
 func definite(err error) bool {
 	var reason state.Reason
 	if errors.As(err, &reason) {
 		return true
 	}
 	switch holdfast.KindOf(err) { //nolint:exhaustive // the rest may hide an applied command
-	case holdfast.ErrInvalid, holdfast.ErrNotFound, holdfast.ErrExists, holdfast.ErrRefused, holdfast.ErrFenced, holdfast.ErrUnsupported, holdfast.ErrNoSpace, holdfast.ErrIntegrity:
+	case holdfast.ErrInvalid, holdfast.ErrNotFound, holdfast.ErrExists, holdfast.ErrRefused, holdfast.ErrFenced, holdfast.ErrUnsupported, holdfast.ErrIntegrity:
 		return true
 	}
 	return false
@@ -215,20 +215,16 @@ func (d *Disks) List() []OpenedDisk {
 func (d *Disks) Run(ctx context.Context) {
 	for ctx.Err() == nil {
 		changed := d.o.Cluster.Changed()
-		again := false
+		wait := 30 * time.Second // sizes are reported at this pace when nothing else happens
 		for _, id := range d.ids() {
 			if err := d.reconcile(ctx, id); err != nil {
 				d.o.Logger.Warn("reconcile disk", "disk", id, "err", err)
-				again = true
+				wait = min(wait, retryAfter(err))
 			}
 		}
 		if err := d.giveUp(ctx); err != nil {
 			d.o.Logger.Warn("give up a leaving disk", "err", err)
-			again = true
-		}
-		wait := 30 * time.Second // sizes are reported at this pace when nothing else happens
-		if again {
-			wait = retryEvery
+			wait = min(wait, retryAfter(err))
 		}
 		select {
 		case <-changed:
@@ -236,6 +232,15 @@ func (d *Disks) Run(ctx context.Context) {
 		case <-ctx.Done():
 		}
 	}
+}
+
+// retryAfter is the pause before what failed is tried again. Where space is missing
+// a line of log each second would take more of it.
+func retryAfter(err error) time.Duration {
+	if errors.Is(err, holdfast.ErrNoSpace) {
+		return 10 * retryEvery
+	}
+	return retryEvery
 }
 
 func (d *Disks) ids() []holdfast.DiskID {

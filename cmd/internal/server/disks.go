@@ -215,6 +215,9 @@ func (s *Server) AddDisk(ctx context.Context, req *apipb.AddDiskRequest) (*apipb
 	if node != s.o.Node {
 		return nil, s.noAnswer(node)
 	}
+	if _, err := s.o.Cluster.Read(ctx); err != nil { // nothing is formatted that raft cannot be told of
+		return nil, err
+	}
 	id, err := s.o.Disks.Add(ctx, spec, req.Force)
 	if err != nil {
 		return nil, err

@@ -3,6 +3,7 @@ package server
 import (
 	"cmp"
 	"context"
+	"errors"
 	"slices"
 
 	"github.com/holdfast-storage/holdfast"
@@ -154,6 +155,8 @@ func (s *Server) Status(ctx context.Context, _ *apipb.StatusRequest) (*apipb.Clu
 func (s *Server) Ready(ctx context.Context) error {
 	view, err := s.o.Cluster.Read(ctx)
 	switch {
+	case errors.Is(err, holdfast.ErrNoSpace):
+		return holdfast.Errorf(holdfast.ErrUnavailable, "%s", messageOf(err)).WithRemedy("%s", holdfast.RemedyOf(err))
 	case err != nil:
 		return holdfast.Errorf(holdfast.ErrUnavailable, "raft has no quorum: %w", err)
 	case nodesWithDisks(view, "") == 0:
