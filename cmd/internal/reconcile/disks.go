@@ -38,6 +38,9 @@ type DisksOptions struct {
 	Save func([]DiskSpec) error
 	// MayGrow says why an image may take no more space of its host, or nil. May be nil.
 	MayGrow func(path string) error
+	// HostFill says how full the file system is that a path is an image on, 0 to 1; false
+	// of a device. May be nil.
+	HostFill func(path string) (float64, bool)
 	// None: the node was started to have no disks, and is given none.
 	None bool
 	// ScrubEvery is how often a disk is scrubbed. Zero: DefaultScrubEvery;
@@ -72,6 +75,7 @@ type openDisk struct {
 type OpenedDisk struct {
 	Path, Pool string
 	Stat       disk.Stat
+	Fill       Fill
 	Scrub      Scrubbing
 }
 
@@ -202,10 +206,13 @@ func (d *Disks) failed(od *openDisk, cause error) {
 // List returns the open disks, by path.
 func (d *Disks) List() []OpenedDisk {
 	d.mu.Lock()
-	defer d.mu.Unlock()
 	list := make([]OpenedDisk, 0, len(d.open))
 	for _, od := range d.open {
-		list = append(list, OpenedDisk{od.path, od.pool, od.Stat(), od.scrub.state()})
+		list = append(list, OpenedDisk{Path: od.path, Pool: od.pool, Stat: od.Stat(), Scrub: od.scrub.state()})
+	}
+	d.mu.Unlock()
+	for i := range list {
+		list[i].Fill = d.fill(list[i].Path, list[i].Stat)
 	}
 	slices.SortFunc(list, func(a, b OpenedDisk) int { return cmp.Compare(a.Path, b.Path) })
 	return list

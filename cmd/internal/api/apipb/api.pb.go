@@ -2129,8 +2129,13 @@ type Disk struct {
 	OnIt           []*DiskReplica `protobuf:"bytes,25,rep,name=on_it,json=onIt,proto3" json:"on_it,omitempty"` // of InspectDisk alone
 	Open           bool           `protobuf:"varint,26,opt,name=open,proto3" json:"open,omitempty"`            // its node has it open
 	Removed        bool           `protobuf:"varint,27,opt,name=removed,proto3" json:"removed,omitempty"`
-	unknownFields  protoimpl.UnknownFields
-	sizeCache      protoimpl.SizeCache
+	// In use or promised, in percent: of the disk or, if that is fuller and its node
+	// answers, of the file system that its image is on.
+	FullPercent   int32 `protobuf:"varint,28,opt,name=full_percent,json=fullPercent,proto3" json:"full_percent,omitempty"`
+	FullHost      bool  `protobuf:"varint,29,opt,name=full_host,json=fullHost,proto3" json:"full_host,omitempty"` // it is that of the file system
+	Watermark     int32 `protobuf:"varint,30,opt,name=watermark,proto3" json:"watermark,omitempty"`               // the highest that is reached: 0, 85 (a warning), 92, 97 (what needs new space is refused)
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Disk) Reset() {
@@ -2350,6 +2355,27 @@ func (x *Disk) GetRemoved() bool {
 		return x.Removed
 	}
 	return false
+}
+
+func (x *Disk) GetFullPercent() int32 {
+	if x != nil {
+		return x.FullPercent
+	}
+	return 0
+}
+
+func (x *Disk) GetFullHost() bool {
+	if x != nil {
+		return x.FullHost
+	}
+	return false
+}
+
+func (x *Disk) GetWatermark() int32 {
+	if x != nil {
+		return x.Watermark
+	}
+	return 0
 }
 
 type DiskReplica struct {
@@ -3271,7 +3297,7 @@ const file_api_proto_rawDesc = "" +
 	"\x10ListDisksRequest\x12\x12\n" +
 	"\x04node\x18\x01 \x01(\tR\x04node\"@\n" +
 	"\x11ListDisksResponse\x12+\n" +
-	"\x05disks\x18\x01 \x03(\v2\x15.holdfast.api.v1.DiskR\x05disks\"\xed\x05\n" +
+	"\x05disks\x18\x01 \x03(\v2\x15.holdfast.api.v1.DiskR\x05disks\"\xcb\x06\n" +
 	"\x04Disk\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04node\x18\x02 \x01(\tR\x04node\x12\x12\n" +
@@ -3303,7 +3329,10 @@ const file_api_proto_rawDesc = "" +
 	"\x05scrub\x18\x18 \x01(\v2\x16.holdfast.api.v1.ScrubR\x05scrub\x121\n" +
 	"\x05on_it\x18\x19 \x03(\v2\x1c.holdfast.api.v1.DiskReplicaR\x04onIt\x12\x12\n" +
 	"\x04open\x18\x1a \x01(\bR\x04open\x12\x18\n" +
-	"\aremoved\x18\x1b \x01(\bR\aremoved\"\xc6\x01\n" +
+	"\aremoved\x18\x1b \x01(\bR\aremoved\x12!\n" +
+	"\ffull_percent\x18\x1c \x01(\x05R\vfullPercent\x12\x1b\n" +
+	"\tfull_host\x18\x1d \x01(\bR\bfullHost\x12\x1c\n" +
+	"\twatermark\x18\x1e \x01(\x05R\twatermark\"\xc6\x01\n" +
 	"\vDiskReplica\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x16\n" +
 	"\x06volume\x18\x02 \x01(\tR\x06volume\x12\x18\n" +
