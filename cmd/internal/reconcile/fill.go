@@ -69,14 +69,15 @@ func crossed(was int, f Fill) int {
 	return was
 }
 
-// WatchSpace says in the log when a disk crosses a watermark, once, until ctx
-// ends.
+// WatchSpace says in the log when a disk crosses a watermark, once, and has disks give
+// back what they do not need, until ctx ends.
 func (d *Disks) WatchSpace(ctx context.Context) {
 	tick := time.NewTicker(fillEvery)
 	defer tick.Stop()
-	marks := map[holdfast.DiskID]int{}
+	marks, since := map[holdfast.DiskID]int{}, map[holdfast.DiskID]time.Time{}
 	for {
 		d.tellFill(d.List(), marks)
+		d.reclaim(ctx, time.Now(), since)
 		select {
 		case <-tick.C:
 		case <-ctx.Done():
