@@ -15,6 +15,10 @@ const reclaimAfter = 30 * time.Second
 // reclaim gives back what has waited long enough. since is when each disk was first
 // seen to have something, and is kept between the calls.
 func (d *Disks) reclaim(ctx context.Context, now time.Time, since map[holdfast.DiskID]time.Time) {
+	if !d.changing.TryLock() {
+		return // a disk comes or goes, and may take minutes to; next time
+	}
+	defer d.changing.Unlock() // none is closed meanwhile
 	d.mu.Lock()
 	open := make(map[holdfast.DiskID]*openDisk, len(d.open))
 	for id, od := range d.open {
