@@ -149,6 +149,47 @@ func (s *Store) Spare(why error) {
 	s.full = why
 }
 
+// Refuses says why nothing can be decided, for as long as this member alone decides and
+// its log is spared: there is nobody else to ask. Nil otherwise. Of what is refused for
+// it nothing was done.
+func (s *Store) Refuses() error {
+	s.mu.Lock()
+	full, spared := s.full, s.isStuck
+	s.mu.Unlock()
+	if full == nil || !spared || !s.decidesAlone() {
+		return nil
+	}
+	name := s.Node().String()
+	if n, ok := s.View().Node(s.Node()); ok {
+		name = n.Name
+	}
+	e := &holdfast.Error{Kind: holdfast.ErrNoSpace, Message: "node " + name + " takes no changes of the metadata: " + full.Error(), Cause: full}
+	var given *holdfast.Error
+	if errors.As(full, &given) {
+		e.Message, e.Remedy = "node "+name+" takes no changes of the metadata: "+given.Message, given.Remedy
+	}
+	return e
+}
+
+// decidesAlone says whether this member is the only voter.
+func (s *Store) decidesAlone() bool {
+	f := s.raft.GetConfiguration() // the latest known, without waiting
+	if f.Error() != nil {
+		return false
+	}
+	alone := false
+	for _, m := range f.Configuration().Servers {
+		if m.Suffrage != raft.Voter {
+			continue
+		}
+		if m.ID != raft.ServerID(s.Node().String()) {
+			return false
+		}
+		alone = true
+	}
+	return alone
+}
+
 // watchDisk turns the age of the oldest write, or a log to be spared, into stuck, and
 // back.
 func (s *Store) watchDisk() {

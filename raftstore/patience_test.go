@@ -154,12 +154,19 @@ func TestAFullFileSystemAlone(t *testing.T) {
 	ctx, cancel := context.WithTimeout(t.Context(), patience)
 	defer cancel()
 	_, err := m.Propose(ctx, &state.DeleteVolume{Volume: holdfast.NewID[holdfast.VolumeID]()})
-	if !errors.Is(err, holdfast.ErrUnavailable) {
-		t.Fatalf("propose: %v", err)
+	if !errors.Is(err, holdfast.ErrNoSpace) || !strings.Contains(err.Error(), "8 MiB free") {
+		t.Fatalf("propose: got %v, want %v and why", err, holdfast.ErrNoSpace)
 	}
-	if err := m.stuckError(); !strings.Contains(err.Error(), "8 MiB free") {
+	if _, err := m.ReadIndex(ctx); !errors.Is(err, holdfast.ErrNoSpace) {
+		t.Fatalf("read index: got %v, want %v", err, holdfast.ErrNoSpace)
+	}
+	// What was under way may have been done.
+	if err := m.stuckError(); !errors.Is(err, holdfast.ErrUnavailable) || !strings.Contains(err.Error(), "8 MiB free") {
 		t.Fatalf("it does not say why: %v", err)
 	}
 	m.Spare(nil)
+	if err := m.Refuses(); err != nil {
+		t.Fatalf("with space: %v", err)
+	}
 	eventuallyLeads(t, []*member{m})
 }

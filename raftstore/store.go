@@ -511,13 +511,14 @@ func (s *Store) beginLeadership(l *leadership) {
 
 // Propose applies a command, at the leader: elsewhere it is ErrUnavailable with a
 // NotLeader as its cause. ErrUnavailable and ErrTimeout leave open whether the
-// command was or will be applied; any other error is the command's own answer.
+// command was or will be applied; ErrNoSpace is of Refuses; any other error is the
+// command's own answer.
 func (s *Store) Propose(ctx context.Context, cmd state.Command) (state.Result, error) {
 	if err := s.Err(); err != nil {
 		return state.Result{}, err
 	}
 	if l, _ := s.leading(); l == nil {
-		return state.Result{}, s.notLeader()
+		return state.Result{}, s.elsewhere()
 	}
 	level := max(s.View().Cluster().Level, holdfast.Level1)
 	b, err := state.EncodeCommand(level, cmd)
@@ -623,7 +624,7 @@ func (s *Store) awaitReady(ctx context.Context) (*leadership, error) {
 		}
 	}
 	if l == nil {
-		return nil, s.notLeader()
+		return nil, s.elsewhere()
 	}
 	return l, nil
 }
@@ -654,6 +655,14 @@ func (s *Store) LastContact() time.Duration {
 		return 0
 	}
 	return time.Since(s.raft.LastContact())
+}
+
+// elsewhere is notLeader for what has not begun, where nobody else might lead either.
+func (s *Store) elsewhere() error {
+	if err := s.Refuses(); err != nil {
+		return err
+	}
+	return s.notLeader()
 }
 
 func (s *Store) notLeader() error {

@@ -23,8 +23,10 @@ func (c *cli) diskList() *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "ls", Aliases: []string{"list"}, Short: "List the disks of the cluster", Example: "  holdfast disk ls --node h1",
 		Long: "USED is what data and map take, ALLOCATED what the image takes of its file system, besides its log,\n" +
-			"RECLAIMABLE what of USED is free with the next checkpoint. Of a node that does not answer only what\n" +
-			"raft knows is shown.",
+			"RECLAIMABLE what of USED is free with the next checkpoint. FULL is of the disk or, if that is fuller, of\n" +
+			"the file system that its image is on: from 85 % the node warns, from 92 % nothing is promised to\n" +
+			"writers ahead of need, from 97 % what needs new space is refused. Of a node that does not answer only\n" +
+			"what raft knows is shown.",
 		Args: exactly(0, "no argument"),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			return c.call(cmd, callTimeout, func(ctx context.Context, client *api.Client) error {
@@ -41,11 +43,19 @@ func (c *cli) diskList() *cobra.Command {
 }
 
 func (c *cli) printDisks(disks []*apipb.Disk) {
-	t := c.newTable("NODE", "PATH", "STATE", "POOL", "SIZE", "USED", "ALLOCATED", "RECLAIMABLE", "FREE", "REPLICAS", "ID")
+	t := c.newTable("NODE", "PATH", "STATE", "POOL", "SIZE", "USED", "ALLOCATED", "RECLAIMABLE", "FREE", "FULL", "REPLICAS", "ID")
 	for _, d := range disks {
-		t.AppendRow([]any{d.Node, d.Path, diskState(d), d.Pool, size(d.Size), size(d.Used), known(d.Allocated, d.Open), known(d.Reclaimable, d.Open), size(d.Free), d.Replicas, d.Id})
+		t.AppendRow([]any{d.Node, d.Path, diskState(d), d.Pool, size(d.Size), size(d.Used), known(d.Allocated, d.Open), known(d.Reclaimable, d.Open), size(d.Free), full(d), d.Replicas, d.Id})
 	}
 	t.Render()
+}
+
+// full is how full a disk is, and which watermark that has reached.
+func full(d *apipb.Disk) string {
+	if d.Watermark == 0 {
+		return fmt.Sprintf("%d %%", d.FullPercent)
+	}
+	return fmt.Sprintf("%d %% (above %d)", d.FullPercent, d.Watermark)
 }
 
 // known is a size, or nothing where nobody told it.
@@ -96,6 +106,11 @@ func (c *cli) printDisk(d *apipb.Disk) {
 	c.field("size", "%s", size(d.Size))
 	c.field("used", "%s (%d bytes)", size(d.Used), d.Used)
 	c.field("free", "%s", size(d.Free))
+	if d.FullHost {
+		c.field("full", "%s, the file system of its image", full(d))
+	} else {
+		c.field("full", "%s", full(d))
+	}
 	if !d.Open {
 		c.field("open", "no: its node does not answer, or could not open it")
 	} else {

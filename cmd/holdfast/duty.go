@@ -117,7 +117,8 @@ func (c *cli) nodeRemove() *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "rm NAME", Short: "Take a node out of the cluster for ever", Example: "  holdfast node rm h1",
 		Long: "The node must be down, hold no volume and have no replica: drain it first, or, if it is dead, wait until\n" +
-			"its replicas were made anew elsewhere. Its id is never taken again: to come back it needs an empty data\n" +
+			"its replicas were made anew elsewhere. A replica that a salvage abandoned is made anew nowhere: it keeps\n" +
+			"the node until volume salvage goes back to it or drops it. Its id is never taken again: to come back it needs an empty data\n" +
 			"directory.",
 		Args: exactly(1, "one node name"),
 	}

@@ -185,6 +185,10 @@ func inSync(v *apipb.Volume) string {
 func (c *cli) volumeInspect() *cobra.Command {
 	return &cobra.Command{
 		Use: "inspect NAME", Short: "Show one volume and its replicas", Example: "  holdfast volume inspect data --json",
+		Long: "USED is what a replica's chunks take of its disk. DISK ALLOCATED and DISK RECLAIMABLE are of its whole\n" +
+			"disk, with the replicas of other volumes on it: what its image takes of its file system, and what of that\n" +
+			"is free with the next checkpoint, as what was trimmed or deleted. Of a replica whose node does not answer\n" +
+			"they are not known.",
 		Args: exactly(1, "one volume name"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return c.call(cmd, callTimeout, func(ctx context.Context, client *api.Client) error {
@@ -223,13 +227,14 @@ func (c *cli) printVolume(v *apipb.Volume) {
 		c.field("repair", "%d tries did not do everything, the last: %s", r.Tries, r.Why)
 	}
 	fmt.Fprintln(c.out)
-	t := c.newTable("SEGMENT", "NODE", "STATE", "TAIL", "DURABLE", "USED", "TO SYNC", "DISK")
+	t := c.newTable("SEGMENT", "NODE", "STATE", "TAIL", "DURABLE", "USED", "TO SYNC", "DISK ALLOCATED", "DISK RECLAIMABLE", "DISK")
 	for _, r := range v.Replicas {
 		state := r.State
 		if r.Leaving {
 			state += ", leaving"
 		}
-		t.AppendRow([]any{r.Segment, r.Node, state, r.Tail, r.Durable, known(r.Used, r.Served), size(r.BytesToSync), r.Disk})
+		t.AppendRow([]any{r.Segment, r.Node, state, r.Tail, r.Durable, known(r.Used, r.Served), size(r.BytesToSync),
+			known(r.DiskAllocated, r.Served), known(r.DiskReclaimable, r.Served), r.Disk})
 	}
 	t.Render()
 }

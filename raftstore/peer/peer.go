@@ -272,12 +272,22 @@ func (p *Peer) announce(ctx context.Context, cluster holdfast.ClusterID, node st
 	if err != nil {
 		return err
 	}
-	_, err = p.atLeader(ctx, "announce the node",
-		func(ctx context.Context) (state.Result, error) { return p.announceHere(ctx, node) },
-		func(ctx context.Context, client peerpb.PeerClient) (*peerpb.CommandReply, error) {
-			return client.Join(ctx, &peerpb.CommandRequest{Cluster: cluster[:], From: node.ID[:], Command: b})
-		})
-	return err
+	wait := retryFirst
+	for {
+		_, err = p.atLeader(ctx, "announce the node",
+			func(ctx context.Context) (state.Result, error) { return p.announceHere(ctx, node) },
+			func(ctx context.Context, client peerpb.PeerClient) (*peerpb.CommandReply, error) {
+				return client.Join(ctx, &peerpb.CommandRequest{Cluster: cluster[:], From: node.ID[:], Command: b})
+			})
+		if !errors.Is(err, holdfast.ErrNoSpace) {
+			return err
+		}
+		// It passes by itself, and a node that starts can wait.
+		p.log.Warn("the node cannot be announced yet", "error", err)
+		if p.pause(ctx, &wait) != nil {
+			return err
+		}
+	}
 }
 
 // announceHere is Announce at the leader.
@@ -300,7 +310,8 @@ func (p *Peer) announceHere(ctx context.Context, node state.Node) (state.Result,
 
 // Propose applies a command, here if this node leads and else at the leader, and
 // returns its answer. While no leader answers it asks again until ctx ends
-// (ErrTimeout; whether the command was applied is then not known). This node's
+// (ErrTimeout; whether the command was applied is then not known), but for one that
+// decides alone and has no space to (ErrNoSpace; nothing was done). This node's
 // View shows the command's effect, unless it lags by seconds. An AttachBegin with
 // Takeover waits for the holder to be gone or to detach.
 func (p *Peer) Propose(ctx context.Context, cmd state.Command) (state.Result, error) {
@@ -430,26 +441,32 @@ func (p *Peer) atLeader(ctx context.Context, what string,
 	wait := retryFirst
 	var last error
 	var told string // the address that the last redirect named
+	asked := false  // it may have been done without an answer
 	for {
 		if err := p.store.Err(); err != nil {
 			return state.Result{}, err
 		}
 		var res state.Result
-		var err error
+		err, before := p.store.Refuses(), asked
 		address, self := p.leaderAddress(told)
 		told = ""
 		switch {
+		case err != nil: // there is nobody else to ask
 		case self:
+			asked = true
 			res, err = here(ctx)
 		case address == "":
 			err = holdfast.Errorf(holdfast.ErrUnavailable, "no leader is known")
 		default:
+			asked = true
 			res, told, err = p.askThere(ctx, address, there)
 		}
 		var not *raftstore.NotLeader
 		switch {
 		case err == nil:
 			return res, nil
+		case before && errors.Is(err, holdfast.ErrNoSpace): // this time nothing was done
+			return state.Result{}, &holdfast.Error{Kind: holdfast.ErrUnavailable, Message: what + ": it is not known whether it was done: " + messageOf(err), Remedy: holdfast.RemedyOf(err)}
 		case errors.As(err, &not), errors.Is(err, errAskAgain), holdfast.KindOf(err) == holdfast.ErrUnavailable && ctx.Err() == nil:
 			last = err
 		default:
@@ -598,6 +615,15 @@ func (p *Peer) pause(ctx context.Context, wait *time.Duration) error {
 	}
 	*wait = min(2**wait, retryMost)
 	return nil
+}
+
+// messageOf is an error's text without its remedy.
+func messageOf(err error) string {
+	var e *holdfast.Error
+	if errors.As(err, &e) {
+		return e.Message
+	}
+	return err.Error()
 }
 
 // gaveUp is the error of a question that nobody answered.

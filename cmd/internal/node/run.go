@@ -98,6 +98,7 @@ func Run(ctx context.Context, o Options, log *slog.Logger) error {
 	}
 	n.run(func() { n.watchSpace(work) })
 	n.run(func() { n.disks.Run(work) })
+	n.run(func() { n.disks.WatchSpace(work) })
 	n.run(func() { n.att.Run(work) })
 	log.Info("node runs", "name", o.Name, "node", n.id.Node, "cluster", n.id.Cluster, "address", o.Address, "version", o.Version)
 	var err error
@@ -290,7 +291,7 @@ func (n *node) openDisks(ctx context.Context) error {
 	n.serve = srv
 	n.disks = reconcile.NewDisks(reconcile.DisksOptions{Cluster: n.meta, Serve: srv, FS: vfs.OS{}, ID: n.id.Cluster, Node: n.id.Node, Instance: n.instance,
 		Probe: func(path string) (string, error) { return mount.Signature(context.WithoutCancel(ctx), path) }, InUse: mount.InUse, Class: class,
-		Save: func(list []reconcile.DiskSpec) error { return n.dir.saveJSON("disks.json", list) }, None: n.o.noDisks, MayGrow: n.space.grow, Logger: n.log})
+		Save: func(list []reconcile.DiskSpec) error { return n.dir.saveJSON("disks.json", list) }, None: n.o.noDisks, MayGrow: n.space.grow, HostFill: hostFill, Logger: n.log})
 	n.onClose(func(context.Context) {
 		err := srv.Close()
 		if err := errors.Join(err, n.disks.Close()); err != nil {

@@ -10,6 +10,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/holdfast-storage/holdfast"
+	"github.com/holdfast-storage/holdfast/cmd/internal/reconcile"
 )
 
 // The metadata's store maps its files: on a file system that is full a write to them
@@ -17,6 +18,7 @@ import (
 // ballast (protocol, section 5):
 //
 //	below 2    images on it take no more space: what needs a new chunk is refused
+//	           (so too on any other file system of which 97 % are in use)
 //	below 1/2  this node does not lead raft
 //	full       the ballast's own space is given back, until there is room again
 
@@ -79,7 +81,28 @@ func (s *space) grow(path string) error {
 	if free := s.free.Load(); free < 2*s.ballast && s.holds(path) {
 		return s.low(free, "twice")
 	}
+	if f, ok := hostFill(path); ok && f*100 >= reconcile.MarkRefuse {
+		return holdfast.Errorf(holdfast.ErrNoSpace, "%d %% of the file system of %s are in use", int(f*100), path).WithRemedy("make room there")
+	}
 	return nil
+}
+
+// hostFill is how full the file system is that an image is on, 0 to 1, as df counts
+// it; false of a device, which has all its space, and of what cannot be asked.
+func hostFill(path string) (float64, bool) {
+	info, err := os.Stat(path)
+	if err != nil || !info.Mode().IsRegular() {
+		return 0, false
+	}
+	var st unix.Statfs_t
+	if err := unix.Statfs(path, &st); err != nil {
+		return 0, false
+	}
+	used := st.Blocks - st.Bfree
+	if st.Blocks < st.Bfree || used+st.Bavail == 0 {
+		return 0, false
+	}
+	return float64(used) / float64(used+st.Bavail), true
 }
 
 // lead says why this node is not to lead, or nil.

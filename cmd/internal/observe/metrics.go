@@ -58,7 +58,7 @@ type metrics struct {
 
 	diskCapacity, diskUsed, diskReserved, walSize, walUsed, diskFailed, blocksFound, blocksRepaired, blocksPoisoned metric
 
-	diskReclaimable, diskAllocated, scrubRunning, scrubRead, scrubBad, scrubEnded, scrubs metric
+	diskReclaimable, diskAllocated, diskFull, scrubRunning, scrubRead, scrubBad, scrubEnded, scrubs metric
 
 	replicaTail, replicaDurable, replicaCommit, replicaApplied, replicaFailed, replicaIntact, replicaBad, replicaPoison, pingsDropped metric
 
@@ -88,6 +88,7 @@ func newMetrics() *metrics {
 		walUsed:         gauge("disk_wal_used_bytes", "What of the log cannot be recycled yet; writers wait as it nears the size.", disk...),
 		diskReclaimable: gauge("disk_reclaimable_bytes", "What of disk_used_bytes is free with the next checkpoint.", disk...),
 		diskAllocated:   gauge("disk_allocated_bytes", "What a disk's chunks take of the file system below, also those that are set aside.", disk...),
+		diskFull:        gauge("disk_full_ratio", "In use or promised, 0 to 1, of a disk or, if that is fuller, of the file system of its image; 0.85 warns, 0.97 refuses.", disk...),
 		diskFailed:      gauge("disk_failed", "Whether a disk failed, in this process life or an earlier one.", disk...),
 
 		scrubRunning: gauge("disk_scrub_running", "Whether a disk is being scrubbed.", disk...),
@@ -145,7 +146,7 @@ func newMetrics() *metrics {
 // all lists every metric, for Describe.
 func (m *metrics) all() []metric {
 	return []metric{m.build, m.nodeGone, m.leader, m.leaderKnown, m.contact, m.appliedIndex,
-		m.diskCapacity, m.diskUsed, m.diskReserved, m.walSize, m.walUsed, m.diskReclaimable, m.diskAllocated, m.diskFailed, m.scrubRunning, m.scrubRead, m.scrubBad, m.scrubEnded, m.scrubs, m.blocksFound, m.blocksRepaired, m.blocksPoisoned,
+		m.diskCapacity, m.diskUsed, m.diskReserved, m.walSize, m.walUsed, m.diskReclaimable, m.diskAllocated, m.diskFull, m.diskFailed, m.scrubRunning, m.scrubRead, m.scrubBad, m.scrubEnded, m.scrubs, m.blocksFound, m.blocksRepaired, m.blocksPoisoned,
 		m.replicaTail, m.replicaDurable, m.replicaCommit, m.replicaApplied, m.replicaFailed, m.replicaIntact, m.replicaBad, m.replicaPoison, m.pingsDropped,
 		m.memoryUsed, m.memoryLimit,
 		m.resyncs, m.resyncsWaiting, m.resyncRate, m.resyncLimit, m.requestP99, m.requestBaseline,
@@ -195,6 +196,7 @@ func (c *collector) Collect(out chan<- prometheus.Metric) {
 		put(c.walUsed, float64(d.Stat.WALUsed), labels...)
 		put(c.diskReclaimable, float64(d.Stat.Reclaimable), labels...)
 		put(c.diskAllocated, float64(d.Stat.Allocated), labels...)
+		put(c.diskFull, d.Fill.Ratio, labels...)
 		put(c.scrubRunning, truth(d.Scrub.Running), labels...)
 		put(c.scrubRead, float64(d.Scrub.Read), labels...)
 		put(c.scrubBad, float64(d.Scrub.Bad+d.Scrub.Lost), labels...)

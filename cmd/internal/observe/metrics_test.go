@@ -68,6 +68,7 @@ func sources(t *testing.T) Sources {
 		Raft: fakeRaft{known: true, contact: 1500 * time.Millisecond},
 		Disks: func() []reconcile.OpenedDisk {
 			return []reconcile.OpenedDisk{{Path: "/d", Pool: "ssd", Stat: disk.Stat{Disk: holdfast.DiskID{1}, Capacity: 1000, Used: 300, Reserved: 20, Reclaimable: 30, Allocated: 400, WALSize: 64, WALUsed: 60, Repair: disk.RepairStat{Found: 5, Repaired: 3, Poisoned: 1}, MarkedFailed: true},
+				Fill:  reconcile.Fill{Ratio: 0.875, Host: true},
 				Scrub: reconcile.Scrubbing{ScrubReport: disk.ScrubReport{Read: 200, Bad: 2, Lost: 1}, Running: true, Ended: time.Unix(7, 0), Scrubs: 4}}}
 		},
 		Replicas: func() []serve.ReplicaStatus {
@@ -114,6 +115,7 @@ func TestMetrics(t *testing.T) {
 		"disk_reserved_bytes":                `{` + diskID + `,path="/d",pool="ssd"} 20`,
 		"disk_reclaimable_bytes":             `{` + diskID + `,path="/d",pool="ssd"} 30`,
 		"disk_allocated_bytes":               `{` + diskID + `,path="/d",pool="ssd"} 400`,
+		"disk_full_ratio":                    `{` + diskID + `,path="/d",pool="ssd"} 0.875`,
 		"disk_scrub_running":                 `{` + diskID + `,path="/d",pool="ssd"} 1`,
 		"disk_scrub_read_bytes":              `{` + diskID + `,path="/d",pool="ssd"} 200`,
 		"disk_scrub_bad_blocks":              `{` + diskID + `,path="/d",pool="ssd"} 3`,
@@ -175,8 +177,8 @@ func TestMetrics(t *testing.T) {
 			t.Errorf("got  %s\nwant holdfast_%s%s", text, name, want)
 		}
 	}
-	if n := len(c.all()); n != 57 {
-		t.Errorf("metrics: got %d, want the 57 that are checked here", n)
+	if n := len(c.all()); n != 58 {
+		t.Errorf("metrics: got %d, want the 58 that are checked here", n)
 	}
 }
 

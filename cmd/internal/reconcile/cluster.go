@@ -13,12 +13,13 @@ type Cluster interface {
 	// View is the latest local view; it may lag behind the leader's.
 	View() *state.View
 	// Read returns a view that shows everything that was applied anywhere
-	// before the call; ErrUnavailable without quorum.
+	// before the call; ErrUnavailable without quorum, ErrNoSpace as of Propose.
 	Read(ctx context.Context) (*state.View, error)
 	// Propose applies a command, through the leader, which holds a takeover
 	// back until the holder is gone or has detached. An error without a
 	// state.Reason or an ErrInvalid may hide an applied command: commands are
-	// idempotent, propose the same again.
+	// idempotent, propose the same again. ErrNoSpace hides none: the only node
+	// that decides has no space to, for now.
 	Propose(ctx context.Context, cmd state.Command) (state.Result, error)
 	// Changed returns a channel that is closed when the local view or the
 	// liveness of a node is no longer what it was at the call.

@@ -38,6 +38,9 @@ type DisksOptions struct {
 	Save func([]DiskSpec) error
 	// MayGrow says why an image may take no more space of its host, or nil. May be nil.
 	MayGrow func(path string) error
+	// HostFill says how full the file system is that a path is an image on, 0 to 1; false
+	// of a device. May be nil.
+	HostFill func(path string) (float64, bool)
 	// None: the node was started to have no disks, and is given none.
 	None bool
 	// ScrubEvery is how often a disk is scrubbed. Zero: DefaultScrubEvery;
@@ -72,6 +75,7 @@ type openDisk struct {
 type OpenedDisk struct {
 	Path, Pool string
 	Stat       disk.Stat
+	Fill       Fill
 	Scrub      Scrubbing
 }
 
@@ -176,14 +180,14 @@ func (d *Disks) insist(ctx context.Context, cmd state.Command) error {
 }
 
 // definite reports whether the state machine itself refused a command, so that
-// asking again cannot help.
+// asking again cannot help. Metadata that is spared (ErrNoSpace) passes.
 func definite(err error) bool {
 	var reason state.Reason
 	if errors.As(err, &reason) {
 		return true
 	}
 	switch holdfast.KindOf(err) { //nolint:exhaustive // the rest may hide an applied command
-	case holdfast.ErrInvalid, holdfast.ErrNotFound, holdfast.ErrExists, holdfast.ErrRefused, holdfast.ErrFenced, holdfast.ErrUnsupported, holdfast.ErrNoSpace, holdfast.ErrIntegrity:
+	case holdfast.ErrInvalid, holdfast.ErrNotFound, holdfast.ErrExists, holdfast.ErrRefused, holdfast.ErrFenced, holdfast.ErrUnsupported, holdfast.ErrIntegrity:
 		return true
 	}
 	return false
@@ -202,10 +206,13 @@ func (d *Disks) failed(od *openDisk, cause error) {
 // List returns the open disks, by path.
 func (d *Disks) List() []OpenedDisk {
 	d.mu.Lock()
-	defer d.mu.Unlock()
 	list := make([]OpenedDisk, 0, len(d.open))
 	for _, od := range d.open {
-		list = append(list, OpenedDisk{od.path, od.pool, od.Stat(), od.scrub.state()})
+		list = append(list, OpenedDisk{Path: od.path, Pool: od.pool, Stat: od.Stat(), Scrub: od.scrub.state()})
+	}
+	d.mu.Unlock()
+	for i := range list {
+		list[i].Fill = d.fill(list[i].Path, list[i].Stat)
 	}
 	slices.SortFunc(list, func(a, b OpenedDisk) int { return cmp.Compare(a.Path, b.Path) })
 	return list
@@ -215,20 +222,16 @@ func (d *Disks) List() []OpenedDisk {
 func (d *Disks) Run(ctx context.Context) {
 	for ctx.Err() == nil {
 		changed := d.o.Cluster.Changed()
-		again := false
+		wait := 30 * time.Second // sizes are reported at this pace when nothing else happens
 		for _, id := range d.ids() {
 			if err := d.reconcile(ctx, id); err != nil {
 				d.o.Logger.Warn("reconcile disk", "disk", id, "err", err)
-				again = true
+				wait = min(wait, retryAfter(err))
 			}
 		}
 		if err := d.giveUp(ctx); err != nil {
 			d.o.Logger.Warn("give up a leaving disk", "err", err)
-			again = true
-		}
-		wait := 30 * time.Second // sizes are reported at this pace when nothing else happens
-		if again {
-			wait = retryEvery
+			wait = min(wait, retryAfter(err))
 		}
 		select {
 		case <-changed:
@@ -236,6 +239,15 @@ func (d *Disks) Run(ctx context.Context) {
 		case <-ctx.Done():
 		}
 	}
+}
+
+// retryAfter is the pause before what failed is tried again. Where space is missing
+// a line of log each second would take more of it.
+func retryAfter(err error) time.Duration {
+	if errors.Is(err, holdfast.ErrNoSpace) {
+		return 10 * retryEvery
+	}
+	return retryEvery
 }
 
 func (d *Disks) ids() []holdfast.DiskID {

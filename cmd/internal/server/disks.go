@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"errors"
+	"fmt"
 	"slices"
 	"strings"
 	"sync"
@@ -74,6 +75,9 @@ func (s *Server) disks(view *state.View, node holdfast.NodeID) []*apipb.Disk {
 func (s *Server) disk(view *state.View, d *state.Disk) *apipb.Disk {
 	out := &apipb.Disk{Id: d.ID.String(), Node: s.nodeName(d.Node), State: string(d.State), Pool: d.Pool, Reason: d.Reason, Leaving: d.Leaving, Removed: d.Removed,
 		Size: d.Size, Free: d.Free, Used: d.Size - d.Free, OpenCount: uint64(d.OpenCount)}
+	if d.Size > 0 && !d.Removed {
+		setFill(out, reconcile.Fill{Ratio: float64(d.Size-d.Free) / float64(d.Size)})
+	}
 	for p := range view.ReplicasOn(d.ID) {
 		out.Replicas++
 		if status, ok := s.o.Serve.Replica(p.Replica.ID); ok && d.Leaving {
@@ -98,6 +102,7 @@ func (s *Server) openDisk(out *apipb.Disk, o reconcile.OpenedDisk) {
 	out.Size, out.Used, out.Reserved = st.Capacity, st.Used, st.Reserved
 	out.Reclaimable, out.Allocated, out.MapSize = st.Reclaimable, st.Allocated, st.Map
 	out.Free = max(0, st.Capacity-st.Used-st.Reserved)
+	setFill(out, o.Fill)
 	out.BlocksFound, out.BlocksRepaired = st.Repair.Found, st.Repair.Repaired
 	for _, r := range s.o.Serve.Replicas() {
 		if r.Disk == st.Disk {
@@ -111,6 +116,26 @@ func (s *Server) openDisk(out *apipb.Disk, o reconcile.OpenedDisk) {
 	if sc.Err != nil {
 		out.Scrub.Error = sc.Err.Error()
 	}
+}
+
+func setFill(out *apipb.Disk, f reconcile.Fill) {
+	out.FullPercent, out.FullHost, out.Watermark = int32(f.Percent()), f.Host, int32(f.Mark())
+}
+
+// fillWarning tells a person of a disk that reached a watermark, or is "".
+func fillWarning(d *apipb.Disk) string {
+	if d.Watermark == 0 || d.Removed {
+		return ""
+	}
+	what := "disk " + cmp.Or(d.Path, d.Id)
+	if d.FullHost {
+		what = "the file system of " + what
+	}
+	more := ""
+	if d.Watermark > reconcile.MarkWarn {
+		more = ": " + reconcile.MarkMeans(int(d.Watermark))
+	}
+	return fmt.Sprintf("%s, node %s, is %d %% full%s; add a disk (holdfast disk add), or remove or trim what is not needed", what, d.Node, d.FullPercent, more)
 }
 
 func unix(t time.Time) int64 {
@@ -214,6 +239,9 @@ func (s *Server) AddDisk(ctx context.Context, req *apipb.AddDiskRequest) (*apipb
 	}
 	if node != s.o.Node {
 		return nil, s.noAnswer(node)
+	}
+	if _, err := s.o.Cluster.Read(ctx); err != nil { // nothing is formatted that raft cannot be told of
+		return nil, err
 	}
 	id, err := s.o.Disks.Add(ctx, spec, req.Force)
 	if err != nil {

@@ -6,6 +6,7 @@ import (
 	"testing"
 
 	"github.com/holdfast-storage/holdfast"
+	"github.com/holdfast-storage/holdfast/cmd/internal/api/apipb"
 	"github.com/holdfast-storage/holdfast/cmd/internal/reconcile"
 	"github.com/holdfast-storage/holdfast/raftstore/state"
 )
@@ -115,3 +116,21 @@ func TestMayLeave(t *testing.T) {
 type silent struct{ reconcile.Cluster }
 
 func (silent) Gone(holdfast.NodeID) bool { return false }
+
+// TestFillWarning: a person is told of a disk from the first watermark on.
+func TestFillWarning(t *testing.T) {
+	for _, c := range []struct {
+		d    *apipb.Disk
+		says string
+	}{
+		{&apipb.Disk{Path: "/d", Node: "n1", FullPercent: 84}, ""},
+		{&apipb.Disk{Path: "/d", Node: "n1", FullPercent: 99, Watermark: 97, Removed: true}, ""},
+		{&apipb.Disk{Path: "/d", Node: "n1", FullPercent: 86, Watermark: 85}, "disk /d, node n1, is 86 % full; "},
+		{&apipb.Disk{Id: "abcd", Node: "n1", FullPercent: 86, Watermark: 85}, "disk abcd, node n1"}, // its node does not answer
+		{&apipb.Disk{Path: "/d", Node: "n1", FullPercent: 98, Watermark: 97, FullHost: true}, "the file system of disk /d, node n1, is 98 % full: what needs new space is refused; "},
+	} {
+		if got := fillWarning(c.d); !strings.HasPrefix(got, c.says) || (c.says == "") != (got == "") {
+			t.Errorf("got %q, want %q", got, c.says)
+		}
+	}
+}

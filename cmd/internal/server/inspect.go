@@ -27,23 +27,6 @@ func (s *Server) ListVolumes(context.Context, *apipb.ListVolumesRequest) (*apipb
 	return resp, nil
 }
 
-// InspectVolume implements apipb.HoldfastServer. The holder knows most.
-func (s *Server) InspectVolume(ctx context.Context, req *apipb.VolumeRequest) (*apipb.Volume, error) {
-	v, err := s.o.Attachments.Find(ctx, req.Name)
-	if err != nil {
-		return nil, err
-	}
-	var fromHolder *apipb.Volume
-	done, err := s.writerCall(ctx, v, func(ctx context.Context, c *api.Client) (err error) {
-		fromHolder, err = c.InspectVolume(ctx, req)
-		return err
-	})
-	if done && err == nil {
-		return fromHolder, nil
-	}
-	return s.volume(s.o.Cluster.View(), v), nil // a holder that does not answer is no reason to say nothing
-}
-
 // ExplainVolume implements apipb.HoldfastServer.
 func (s *Server) ExplainVolume(ctx context.Context, req *apipb.VolumeRequest) (*apipb.Explanation, error) {
 	v, err := s.o.Attachments.Find(ctx, req.Name)

@@ -32,6 +32,9 @@ func (s *Server) SalvageVolume(ctx context.Context, req *apipb.SalvageRequest) (
 }
 
 func (s *Server) salvage(ctx context.Context, req *apipb.SalvageRequest) (*apipb.Salvage, error) {
+	if req.DropOrphans && len(req.Replicas) > 0 {
+		return nil, holdfast.Errorf(holdfast.ErrInvalid, "a salvage either goes on from %q or drops the orphans", req.Replicas).WithRemedy("ask for one after the other")
+	}
 	view, v, err := s.volumeNow(ctx, req.Name)
 	if err != nil {
 		return nil, err

@@ -3,7 +3,9 @@ package server
 import (
 	"cmp"
 	"context"
+	"errors"
 	"slices"
+	"time"
 
 	"github.com/holdfast-storage/holdfast"
 	"github.com/holdfast-storage/holdfast/cmd/internal/api/apipb"
@@ -123,6 +125,7 @@ func (s *Server) Status(ctx context.Context, _ *apipb.StatusRequest) (*apipb.Clu
 	if out.Nodes == 2 {
 		out.Warnings = append(out.Warnings, "two nodes have one raft voter: without it nothing can be attached or removed from the in-sync set; a third node, even with --disk none, makes three voters")
 	}
+	out.Warnings = append(out.Warnings, s.fillWarnings(ctx)...)
 	for v := range view.Volumes() {
 		out.Volumes++
 		switch holdfast.VolumeState(s.volume(view, v).State) { //nolint:exhaustive // the rest is counted as volumes only
@@ -150,10 +153,32 @@ func (s *Server) Status(ctx context.Context, _ *apipb.StatusRequest) (*apipb.Clu
 	return out, nil
 }
 
+// askStatus bounds how long a status waits for the nodes that have disks.
+const askStatus = time.Second
+
+// fillWarnings tell of the disks of all nodes that reached a watermark.
+func (s *Server) fillWarnings(ctx context.Context) []string {
+	ctx, cancel := context.WithTimeout(ctx, askStatus)
+	defer cancel()
+	list, err := s.ListDisks(ctx, &apipb.ListDisksRequest{})
+	if err != nil {
+		return nil // it names no node, so there is none to miss
+	}
+	var out []string
+	for _, d := range list.Disks {
+		if w := fillWarning(d); w != "" {
+			out = append(out, w)
+		}
+	}
+	return out
+}
+
 // Ready returns nil if a volume could be created now, else ErrUnavailable: why not.
 func (s *Server) Ready(ctx context.Context) error {
 	view, err := s.o.Cluster.Read(ctx)
 	switch {
+	case errors.Is(err, holdfast.ErrNoSpace):
+		return holdfast.Errorf(holdfast.ErrUnavailable, "%s", messageOf(err)).WithRemedy("%s", holdfast.RemedyOf(err))
 	case err != nil:
 		return holdfast.Errorf(holdfast.ErrUnavailable, "raft has no quorum: %w", err)
 	case nodesWithDisks(view, "") == 0:

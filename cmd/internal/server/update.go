@@ -83,6 +83,10 @@ func (s *Server) updated(view *state.View, v *state.Volume, given holdfast.Volum
 // SetNodeDuty implements apipb.HoldfastServer.
 func (s *Server) SetNodeDuty(ctx context.Context, req *apipb.NodeDutyRequest) (*apipb.Node, error) {
 	duty := state.NodeDuty(req.Duty)
+	if duty != state.DutyServing && duty != state.DutyMaintenance && duty != state.DutyDraining {
+		return nil, holdfast.Errorf(holdfast.ErrInvalid, "%q is not a duty of a node", req.Duty).
+			WithRemedy("the duties are %s, %s and %s", state.DutyServing, state.DutyMaintenance, state.DutyDraining)
+	}
 	for {
 		view, n, err := s.nodeNow(ctx, req.Name)
 		if err != nil {
@@ -111,6 +115,9 @@ func (s *Server) SetNodeDuty(ctx context.Context, req *apipb.NodeDutyRequest) (*
 
 // mayDrain refuses what could never end: a replica that no other node can take.
 func (s *Server) mayDrain(view *state.View, n *state.Node) error {
+	if err := orphanOn(view, n); err != nil {
+		return err
+	}
 	able := 0
 	for o := range view.Nodes() {
 		if o.ID != n.ID && o.Duty == state.DutyServing && !s.gone(o.ID) && slices.ContainsFunc(slices.Collect(view.Disks()), func(d *state.Disk) bool { return d.Node == o.ID && d.Usable() }) {
@@ -163,7 +170,7 @@ func (s *Server) gone(id holdfast.NodeID) bool { return id != s.o.Node && s.o.Cl
 
 // RemoveNode implements apipb.HoldfastServer.
 func (s *Server) RemoveNode(ctx context.Context, req *apipb.NodeRequest) (*apipb.RemoveNodeResponse, error) {
-	_, n, err := s.nodeNow(ctx, req.Name)
+	view, n, err := s.nodeNow(ctx, req.Name)
 	if err != nil {
 		return nil, err
 	}
@@ -173,11 +180,31 @@ func (s *Server) RemoveNode(ctx context.Context, req *apipb.NodeRequest) (*apipb
 	case !s.gone(n.ID) && !req.Force:
 		return nil, holdfast.Errorf(holdfast.ErrRefused, "node %s is up", n.Name).WithRemedy("drain it, stop it, then remove it; or use --force")
 	}
+	if err := orphanOn(view, n); err != nil {
+		return nil, err
+	}
 	if _, err := s.o.Cluster.Propose(ctx, &state.NodeRemove{Node: n.ID}); err != nil {
 		return nil, err
 	}
 	s.o.Logger.Info("node removed", "node", n.Name)
 	return &apipb.RemoveNodeResponse{Id: n.ID.String()}, nil
+}
+
+// orphanOn refuses to have a node emptied or removed that has an abandoned replica:
+// nothing is made in its place, and it may be what an operator wants to go back to.
+func orphanOn(view *state.View, n *state.Node) error {
+	for d := range view.Disks() {
+		if d.Node != n.ID {
+			continue
+		}
+		for p := range view.ReplicasOn(d.ID) {
+			if p.Replica.Role == holdfast.RoleOrphan {
+				return holdfast.Errorf(holdfast.ErrRefused, "node %s has an abandoned replica of volume %s, and those are not moved", n.Name, p.Volume.Name).
+					WithRemedy("holdfast volume salvage %s goes back to it, or deletes it with --drop-orphans", p.Volume.Name)
+			}
+		}
+	}
+	return nil
 }
 
 // explainRebuilds says what is to become of replicas on nodes that are gone, and why

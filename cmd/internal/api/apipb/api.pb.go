@@ -627,25 +627,30 @@ func (x *Repair) GetWhy() string {
 }
 
 type Replica struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
-	Segment       uint32                 `protobuf:"varint,2,opt,name=segment,proto3" json:"segment,omitempty"`
-	Node          string                 `protobuf:"bytes,3,opt,name=node,proto3" json:"node,omitempty"`
-	Disk          string                 `protobuf:"bytes,4,opt,name=disk,proto3" json:"disk,omitempty"`
-	State         string                 `protobuf:"bytes,5,opt,name=state,proto3" json:"state,omitempty"` // in-sync | syncing | stale | orphan | deleting
-	Tail          uint64                 `protobuf:"varint,6,opt,name=tail,proto3" json:"tail,omitempty"`
-	Durable       uint64                 `protobuf:"varint,7,opt,name=durable,proto3" json:"durable,omitempty"`
-	BytesToSync   int64                  `protobuf:"varint,8,opt,name=bytes_to_sync,json=bytesToSync,proto3" json:"bytes_to_sync,omitempty"`
-	Address       string                 `protobuf:"bytes,9,opt,name=address,proto3" json:"address,omitempty"`                           // the node's data address
-	SinceEpoch    uint64                 `protobuf:"varint,10,opt,name=since_epoch,json=sinceEpoch,proto3" json:"since_epoch,omitempty"` // in which it came to its state
-	TailEpoch     uint64                 `protobuf:"varint,11,opt,name=tail_epoch,json=tailEpoch,proto3" json:"tail_epoch,omitempty"`    // of its last entry, where its node answers
-	Damaged       bool                   `protobuf:"varint,12,opt,name=damaged,proto3" json:"damaged,omitempty"`                         // a record of its log is bad
-	Partial       bool                   `protobuf:"varint,13,opt,name=partial,proto3" json:"partial,omitempty"`                         // it is being filled and holds no one state
-	Served        bool                   `protobuf:"varint,14,opt,name=served,proto3" json:"served,omitempty"`                           // by the node that answers
-	Used          int64                  `protobuf:"varint,16,opt,name=used,proto3" json:"used,omitempty"`                               // bytes of its chunks, where its node answers
-	Leaving       bool                   `protobuf:"varint,15,opt,name=leaving,proto3" json:"leaving,omitempty"`                         // to be taken out of the in-sync set and deleted
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	state       protoimpl.MessageState `protogen:"open.v1"`
+	Id          string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	Segment     uint32                 `protobuf:"varint,2,opt,name=segment,proto3" json:"segment,omitempty"`
+	Node        string                 `protobuf:"bytes,3,opt,name=node,proto3" json:"node,omitempty"`
+	Disk        string                 `protobuf:"bytes,4,opt,name=disk,proto3" json:"disk,omitempty"`
+	State       string                 `protobuf:"bytes,5,opt,name=state,proto3" json:"state,omitempty"` // in-sync | syncing | stale | orphan | deleting
+	Tail        uint64                 `protobuf:"varint,6,opt,name=tail,proto3" json:"tail,omitempty"`
+	Durable     uint64                 `protobuf:"varint,7,opt,name=durable,proto3" json:"durable,omitempty"`
+	BytesToSync int64                  `protobuf:"varint,8,opt,name=bytes_to_sync,json=bytesToSync,proto3" json:"bytes_to_sync,omitempty"`
+	Address     string                 `protobuf:"bytes,9,opt,name=address,proto3" json:"address,omitempty"`                           // the node's data address
+	SinceEpoch  uint64                 `protobuf:"varint,10,opt,name=since_epoch,json=sinceEpoch,proto3" json:"since_epoch,omitempty"` // in which it came to its state
+	TailEpoch   uint64                 `protobuf:"varint,11,opt,name=tail_epoch,json=tailEpoch,proto3" json:"tail_epoch,omitempty"`    // of its last entry, where its node answers
+	Damaged     bool                   `protobuf:"varint,12,opt,name=damaged,proto3" json:"damaged,omitempty"`                         // a record of its log is bad
+	Partial     bool                   `protobuf:"varint,13,opt,name=partial,proto3" json:"partial,omitempty"`                         // it is being filled and holds no one state
+	Served      bool                   `protobuf:"varint,14,opt,name=served,proto3" json:"served,omitempty"`                           // its node answers, and has it open
+	Used        int64                  `protobuf:"varint,16,opt,name=used,proto3" json:"used,omitempty"`                               // bytes of its chunks, where its node answers
+	Leaving     bool                   `protobuf:"varint,15,opt,name=leaving,proto3" json:"leaving,omitempty"`                         // to be taken out of the in-sync set and deleted
+	// What its whole disk takes and will give back, as in Disk, where its node
+	// answers: other volumes' replicas are in it.
+	DiskUsed        int64 `protobuf:"varint,17,opt,name=disk_used,json=diskUsed,proto3" json:"disk_used,omitempty"`
+	DiskAllocated   int64 `protobuf:"varint,18,opt,name=disk_allocated,json=diskAllocated,proto3" json:"disk_allocated,omitempty"`
+	DiskReclaimable int64 `protobuf:"varint,19,opt,name=disk_reclaimable,json=diskReclaimable,proto3" json:"disk_reclaimable,omitempty"`
+	unknownFields   protoimpl.UnknownFields
+	sizeCache       protoimpl.SizeCache
 }
 
 func (x *Replica) Reset() {
@@ -788,6 +793,27 @@ func (x *Replica) GetLeaving() bool {
 		return x.Leaving
 	}
 	return false
+}
+
+func (x *Replica) GetDiskUsed() int64 {
+	if x != nil {
+		return x.DiskUsed
+	}
+	return 0
+}
+
+func (x *Replica) GetDiskAllocated() int64 {
+	if x != nil {
+		return x.DiskAllocated
+	}
+	return 0
+}
+
+func (x *Replica) GetDiskReclaimable() int64 {
+	if x != nil {
+		return x.DiskReclaimable
+	}
+	return 0
 }
 
 type SalvageRequest struct {
@@ -2103,8 +2129,13 @@ type Disk struct {
 	OnIt           []*DiskReplica `protobuf:"bytes,25,rep,name=on_it,json=onIt,proto3" json:"on_it,omitempty"` // of InspectDisk alone
 	Open           bool           `protobuf:"varint,26,opt,name=open,proto3" json:"open,omitempty"`            // its node has it open
 	Removed        bool           `protobuf:"varint,27,opt,name=removed,proto3" json:"removed,omitempty"`
-	unknownFields  protoimpl.UnknownFields
-	sizeCache      protoimpl.SizeCache
+	// In use or promised, in percent: of the disk or, if that is fuller and its node
+	// answers, of the file system that its image is on.
+	FullPercent   int32 `protobuf:"varint,28,opt,name=full_percent,json=fullPercent,proto3" json:"full_percent,omitempty"`
+	FullHost      bool  `protobuf:"varint,29,opt,name=full_host,json=fullHost,proto3" json:"full_host,omitempty"` // it is that of the file system
+	Watermark     int32 `protobuf:"varint,30,opt,name=watermark,proto3" json:"watermark,omitempty"`               // the highest that is reached: 0, 85 (a warning), 92, 97 (what needs new space is refused)
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Disk) Reset() {
@@ -2324,6 +2355,27 @@ func (x *Disk) GetRemoved() bool {
 		return x.Removed
 	}
 	return false
+}
+
+func (x *Disk) GetFullPercent() int32 {
+	if x != nil {
+		return x.FullPercent
+	}
+	return 0
+}
+
+func (x *Disk) GetFullHost() bool {
+	if x != nil {
+		return x.FullHost
+	}
+	return false
+}
+
+func (x *Disk) GetWatermark() int32 {
+	if x != nil {
+		return x.Watermark
+	}
+	return 0
 }
 
 type DiskReplica struct {
@@ -3116,7 +3168,7 @@ const file_api_proto_rawDesc = "" +
 	"\fsince_millis\x18\x02 \x01(\x03R\vsinceMillis\x12\x14\n" +
 	"\x05tries\x18\x03 \x01(\rR\x05tries\x12\x1b\n" +
 	"\twaits_for\x18\x04 \x01(\tR\bwaitsFor\x12\x10\n" +
-	"\x03why\x18\x05 \x01(\tR\x03why\"\x97\x03\n" +
+	"\x03why\x18\x05 \x01(\tR\x03why\"\x86\x04\n" +
 	"\aReplica\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x18\n" +
 	"\asegment\x18\x02 \x01(\rR\asegment\x12\x12\n" +
@@ -3136,7 +3188,10 @@ const file_api_proto_rawDesc = "" +
 	"\apartial\x18\r \x01(\bR\apartial\x12\x16\n" +
 	"\x06served\x18\x0e \x01(\bR\x06served\x12\x12\n" +
 	"\x04used\x18\x10 \x01(\x03R\x04used\x12\x18\n" +
-	"\aleaving\x18\x0f \x01(\bR\aleaving\"\x9a\x01\n" +
+	"\aleaving\x18\x0f \x01(\bR\aleaving\x12\x1b\n" +
+	"\tdisk_used\x18\x11 \x01(\x03R\bdiskUsed\x12%\n" +
+	"\x0edisk_allocated\x18\x12 \x01(\x03R\rdiskAllocated\x12)\n" +
+	"\x10disk_reclaimable\x18\x13 \x01(\x03R\x0fdiskReclaimable\"\x9a\x01\n" +
 	"\x0eSalvageRequest\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x1a\n" +
 	"\breplicas\x18\x02 \x03(\tR\breplicas\x12\x1f\n" +
@@ -3242,7 +3297,7 @@ const file_api_proto_rawDesc = "" +
 	"\x10ListDisksRequest\x12\x12\n" +
 	"\x04node\x18\x01 \x01(\tR\x04node\"@\n" +
 	"\x11ListDisksResponse\x12+\n" +
-	"\x05disks\x18\x01 \x03(\v2\x15.holdfast.api.v1.DiskR\x05disks\"\xed\x05\n" +
+	"\x05disks\x18\x01 \x03(\v2\x15.holdfast.api.v1.DiskR\x05disks\"\xcb\x06\n" +
 	"\x04Disk\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04node\x18\x02 \x01(\tR\x04node\x12\x12\n" +
@@ -3274,7 +3329,10 @@ const file_api_proto_rawDesc = "" +
 	"\x05scrub\x18\x18 \x01(\v2\x16.holdfast.api.v1.ScrubR\x05scrub\x121\n" +
 	"\x05on_it\x18\x19 \x03(\v2\x1c.holdfast.api.v1.DiskReplicaR\x04onIt\x12\x12\n" +
 	"\x04open\x18\x1a \x01(\bR\x04open\x12\x18\n" +
-	"\aremoved\x18\x1b \x01(\bR\aremoved\"\xc6\x01\n" +
+	"\aremoved\x18\x1b \x01(\bR\aremoved\x12!\n" +
+	"\ffull_percent\x18\x1c \x01(\x05R\vfullPercent\x12\x1b\n" +
+	"\tfull_host\x18\x1d \x01(\bR\bfullHost\x12\x1c\n" +
+	"\twatermark\x18\x1e \x01(\x05R\twatermark\"\xc6\x01\n" +
 	"\vDiskReplica\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x16\n" +
 	"\x06volume\x18\x02 \x01(\tR\x06volume\x12\x18\n" +
