@@ -81,6 +81,13 @@ const (
 	DefaultApplyEvery = 500 * time.Millisecond
 )
 
+// Processors is how many goroutines a program that serves disks should let run at once
+// (runtime.GOMAXPROCS) on n processors. One that is in a read, a write or a sync of a
+// file counts as running until the scheduler's monitor has seen it there, so with n all
+// others wait while n wait for the device: 32 readers of what is not cached got a third
+// of what it gives, with a p99 of 30 ms in place of 1.3.
+func Processors(n int) int { return 4 * n }
+
 // Stat is what is known of an open disk. Sizes are in bytes.
 type Stat struct {
 	Cluster   holdfast.ClusterID

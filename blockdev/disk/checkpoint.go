@@ -32,13 +32,13 @@ func (d *Disk) reclaim(held *Replica) (room bool, err error) {
 		return true, d.failed()
 	}
 	err = d.checkpointLocked(held, false)
-	room = d.wal.freedSlots() > before
-	if room {
+	freed := (d.wal.freedSlots() - before) * d.wal.slotSize
+	if freed > 0 && d.relogged < freed/4*3 {
 		d.stuck.Store(0)
 	} else {
-		d.stuck.Store(d.wal.used()) // what is left waits for its commit
+		d.stuck.Store(d.wal.used()) // what is left waits for its commit, and was only moved
 	}
-	return room, err
+	return freed > 0, err
 }
 
 func (d *Disk) checkpoint(held *Replica, always bool) error {
@@ -58,6 +58,7 @@ func (d *Disk) checkpoint(held *Replica, always bool) error {
 // checkpoint that would free no part of it is not written: it would only use the
 // reserve up.
 func (d *Disk) checkpointLocked(held *Replica, always bool) error {
+	d.relogged = 0
 	upTo := uint64(allRecords)
 	if !always {
 		upTo = d.wal.oldestPart(d.wal.size() / 8)
@@ -74,8 +75,8 @@ func (d *Disk) checkpointLocked(held *Replica, always bool) error {
 	if err != nil {
 		return err
 	}
-	relogged, err := d.relogOld(held)
-	if err == nil && relogged && !always {
+	d.relogged, err = d.relogOld(held)
+	if err == nil && d.relogged > 0 && !always {
 		// What that took must not be all that an eighth gives.
 		err = d.applyEach(all, allRecords)
 	}

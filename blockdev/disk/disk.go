@@ -63,6 +63,7 @@ type Disk struct {
 	pacing   sync.Mutex    // no other lock is taken under it
 	paced    time.Duration // when the next writer may go on; guarded by pacing
 	stuck    atomic.Int64  // how full the log was after room was last sought in vain; 0 if it was found
+	relogged int64         // bytes that the last pass logged again; guarded by passes
 	settled  atomic.Int64  // how full the log was after the last checkpoint
 	readOnly error         // why nothing may be written, or nil; set before Open returns
 	failure  atomic.Pointer[holdfast.Error]

@@ -17,6 +17,9 @@ const (
 	// paceUnit is what 4 KiB cost half-way between the two: 200 MB/s. Disks that are
 	// slower or faster settle nearer to one end.
 	paceUnit = 20 * time.Microsecond
+	// largeDiscount is what less a large write costs: it is in its place, and only has
+	// to be synced.
+	largeDiscount = 16
 	// paceMost bounds one delay; it bounds what a full log can add to a write as long
 	// as passes make progress.
 	paceMost = 100 * time.Millisecond
@@ -41,7 +44,7 @@ func (d *Disk) tend() error {
 		return err
 	}
 	for d.wal.used() > size/2 {
-		if room, err := d.reclaim(nil); err != nil || !room {
+		if _, err := d.reclaim(nil); err != nil || d.stuck.Load() > 0 {
 			return err
 		}
 		select {
@@ -69,17 +72,21 @@ func (d *Disk) slow(held *Replica, bytes int64) {
 		if d.overShare(held, used) {
 			bytes *= 2
 		}
-		d.delay(bytes, used-from, size/16*paceTo-used)
+		d.delay(paceCost(bytes, used-from, size/16*paceTo-used))
 	}
 }
 
-// delay keeps all writers of the disk together at a rate: the log is above the point
-// where it begins by above, and below that where writers wait by below.
-func (d *Disk) delay(bytes, above, below int64) {
-	cost := paceMost
-	if below > 0 {
-		cost = min(cost, time.Duration(float64(bytes/blockSize)*float64(paceUnit)*float64(above)/float64(below)))
+// paceCost is how long no other write may follow one of so many bytes, in a log that is
+// above the point where it begins by above, and below that where writers wait by below.
+func paceCost(bytes, above, below int64) time.Duration {
+	if below <= 0 {
+		return paceMost
 	}
+	return min(paceMost, time.Duration(float64(bytes)/blockSize*float64(paceUnit)*float64(above)/float64(below)))
+}
+
+// delay keeps all writers of the disk together at a rate.
+func (d *Disk) delay(cost time.Duration) {
 	now := time.Since(d.begun)
 	d.pacing.Lock()
 	d.paced = min(max(d.paced, now)+cost, now+paceMost)

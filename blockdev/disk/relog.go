@@ -12,10 +12,10 @@ import "github.com/holdfast-storage/holdfast"
 // relogBatch bounds the memory that logging again takes.
 const relogBatch = 4 << 20
 
-// relogOld logs old uncommitted entries again, and says whether there were any. held is
-// the replica whose order the caller holds, if any; one that is busy is left for the
-// next time. A log that has no room for it stays as it is.
-func (d *Disk) relogOld(held *Replica) (any bool, err error) {
+// relogOld logs old uncommitted entries again, and says how many bytes of the log that
+// took. held is the replica whose order the caller holds, if any; one that is busy is
+// left for the next time. A log that has no room for it stays as it is.
+func (d *Disk) relogOld(held *Replica) (took int64, err error) {
 	for _, r := range d.Replicas() {
 		if r != held && !r.order.TryLock() {
 			continue
@@ -24,29 +24,32 @@ func (d *Disk) relogOld(held *Replica) (any bool, err error) {
 		if r != held {
 			r.order.Unlock()
 		}
-		any = any || some
+		took += some
 		if err == errWALFull {
 			break
 		}
 		if err != nil {
-			return any, err
+			return took, err
 		}
 	}
-	return any, nil
+	return took, nil
 }
 
 // relog logs this replica's old entries again. The caller holds order, so none
 // of them is truncated while its new record is written: that record would bring
 // it back.
-func (r *Replica) relog() (any bool, err error) {
+func (r *Replica) relog() (took int64, err error) {
 	for old := r.oldEntries(); len(old) > 0; {
 		n, err := r.relogSome(old)
-		if err != nil {
-			return true, err
+		for _, e := range old[:n] {
+			took += e.recordBytes()
 		}
-		any, old = true, old[n:]
+		if err != nil {
+			return took, err
+		}
+		old = old[n:]
 	}
-	return any, nil
+	return took, nil
 }
 
 // oldEntries returns the entries that are to be logged again: none if they are

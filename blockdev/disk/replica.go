@@ -128,7 +128,7 @@ func (r *Replica) Append(entries []Entry) error {
 	if len(entries) == 0 {
 		return nil
 	}
-	crcs := 0
+	crcs, grows := 0, int64(0)
 	for i := range entries {
 		e := &entries[i]
 		if err := r.check(e); err != nil {
@@ -140,11 +140,16 @@ func (r *Replica) Append(entries []Entry) error {
 			}
 		}
 		crcs += len(e.CRC)
+		if e.large() {
+			grows += e.Length / largeDiscount
+		} else {
+			grows += int64(len(e.Payload))
+		}
 	}
 	if r.d.readOnly != nil {
 		return r.d.readOnly
 	}
-	r.d.slow(r, int64(crcs)*blockSize)
+	r.d.slow(r, grows)
 	r.order.Lock()
 	defer r.order.Unlock()
 	if err := r.d.makeRoom(r); err != nil {

@@ -41,10 +41,15 @@ const fioTimeout = 10 * time.Minute
 
 // fio runs one job against a URI.
 func fio(ctx context.Context, dir, uri string, args []string) (*fioOutput, error) {
+	return runFIO(ctx, dir, append([]string{"--ioengine=nbd", "--uri=" + uri}, args...))
+}
+
+// runFIO runs one job.
+func runFIO(ctx context.Context, dir string, args []string) (*fioOutput, error) {
 	ctx, cancel := context.WithTimeout(ctx, fioTimeout)
 	defer cancel()
-	cmd := exec.CommandContext(ctx, "fio", append([]string{"--name=bench", "--ioengine=nbd", "--uri=" + uri, "--thread=1", "--output-format=json"}, args...)...) //nolint:gosec // the operator's own arguments, no shell
-	cmd.Dir = dir                                                                                                                                                // fio leaves state files of verification
+	cmd := exec.CommandContext(ctx, "fio", append([]string{"--name=bench", "--thread=1", "--output-format=json"}, args...)...) //nolint:gosec // the operator's own arguments, no shell
+	cmd.Dir = dir                                                                                                              // fio leaves state files of verification
 	var stdout, stderr bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &stdout, &stderr
 	err := cmd.Run()

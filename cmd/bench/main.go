@@ -35,6 +35,7 @@ type config struct {
 	rounds   int
 	json     string
 	keep     bool
+	disk     bool // a disk beside a file, instead of the targets
 }
 
 func parseFlags(args []string, stderr io.Writer) (config, error) {
@@ -51,6 +52,7 @@ func parseFlags(args []string, stderr io.Writer) (config, error) {
 	fs.IntVar(&c.rounds, "rounds", 3, "rounds; the targets take turns in each")
 	fs.StringVar(&c.json, "json", "", "write the results as JSON to this file, - for standard output in place of the table")
 	fs.BoolVar(&c.keep, "keep", false, "keep what was made in -dir")
+	fs.BoolVar(&c.disk, "disk", false, "measure one disk of holdfast beside a file of the same file system, without network and NBD")
 	quick := fs.Bool("quick", false, "one round of one second on 256 MiB: shows that it runs, not how fast")
 	if err := fs.Parse(args); err != nil {
 		return c, err
@@ -75,7 +77,11 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	if err != nil {
 		return err
 	}
-	for _, program := range []string{"fio", "nbdkit"} {
+	programs := []string{"fio", "nbdkit"}
+	if c.disk {
+		programs = programs[:1]
+	}
+	for _, program := range programs {
 		if _, err := exec.LookPath(program); err != nil {
 			return fmt.Errorf("%s is not installed: apt-get install %s", program, program)
 		}
@@ -90,7 +96,12 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	if !c.keep {
 		defer func() { _ = os.RemoveAll(c.dir) }() //nolint:gosec // made above
 	}
-	result, err := measure(ctx, c, stderr)
+	var result interface{ print(io.Writer) error }
+	if c.disk {
+		result, err = measureDisk(ctx, c, stderr)
+	} else {
+		result, err = measure(ctx, c, stderr)
+	}
 	if err != nil {
 		return err
 	}

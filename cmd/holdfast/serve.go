@@ -2,6 +2,7 @@ package main
 
 import (
 	"os"
+	"runtime"
 	"slices"
 	"strings"
 	"syscall"
@@ -10,6 +11,7 @@ import (
 	"github.com/spf13/pflag"
 
 	"github.com/holdfast-storage/holdfast"
+	"github.com/holdfast-storage/holdfast/blockdev/disk"
 	"github.com/holdfast-storage/holdfast/cmd/internal/controller"
 	"github.com/holdfast-storage/holdfast/cmd/internal/keeper"
 	"github.com/holdfast-storage/holdfast/cmd/internal/node"
@@ -24,6 +26,9 @@ func (c *cli) serveCommand() *cobra.Command {
 		}
 		if os.Geteuid() == 0 && keeper.Under() == "" {
 			return underKeeper()
+		}
+		if os.Getenv("GOMAXPROCS") == "" {
+			runtime.GOMAXPROCS(disk.Processors(runtime.GOMAXPROCS(0)))
 		}
 		return node.Run(cmd.Context(), o, newLogger(c.err))
 	}
