@@ -311,7 +311,11 @@ func contents(t *testing.T, fs vfs.FS) map[string]string {
 func TestOverwriteWhileItsChunkIsMapped(t *testing.T) {
 	fs := vfs.NewMemory(1)
 	mustFormat(t, fs, testPath, tinyFormat())
-	d := mustOpen(t, fs, testPath)
+	d, err := Open(t.Context(), fs, testPath, Options{foreground: true}) // nothing is applied unasked
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer d.Abandon()
 	r := mustCreate(t, d, 1, 1<<30)
 	full := fillUp(t, r)
 	chunk := int64(full - 1)
