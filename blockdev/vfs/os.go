@@ -8,6 +8,7 @@ import (
 	"os"
 	"strings"
 	"sync"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 )
@@ -205,7 +206,26 @@ func (f *osFile) Allocate(off, n int64) error {
 }
 
 func (f *osFile) PunchHole(off, n int64) error {
-	return f.fallocate("punch hole", unix.FALLOC_FL_KEEP_SIZE|unix.FALLOC_FL_PUNCH_HOLE, off, n)
+	err := f.fallocate("punch hole", unix.FALLOC_FL_KEEP_SIZE|unix.FALLOC_FL_PUNCH_HOLE, off, n)
+	if errors.Is(err, errors.ErrUnsupported) && f.discard(off, n) == nil {
+		return nil // a device that cannot zero, but discard
+	}
+	return err
+}
+
+// discard is the ioctl BLKDISCARD, which only block devices know.
+func (f *osFile) discard(off, n int64) error {
+	what := [2]uint64{uint64(off), uint64(n)}
+	for {
+		_, _, errno := unix.Syscall(unix.SYS_IOCTL, f.f.Fd(), unix.BLKDISCARD, uintptr(unsafe.Pointer(&what)))
+		switch errno {
+		case 0:
+			return nil
+		case unix.EINTR:
+		default:
+			return &iofs.PathError{Op: "discard", Path: f.path, Err: errno}
+		}
+	}
 }
 
 func (f *osFile) fallocate(op string, mode uint32, off, n int64) error {

@@ -97,7 +97,8 @@ type File interface {
 	// the size; errors.ErrUnsupported where the file system cannot.
 	Allocate(off, n int64) error
 	// PunchHole gives the space of [off, off+n) back; it reads as zeroes
-	// afterwards. errors.ErrUnsupported where the file system cannot.
+	// afterwards, or as anything on a device that can discard and not zero.
+	// errors.ErrUnsupported where the file system or the device cannot.
 	PunchHole(off, n int64) error
 	// DropCache asks the kernel to forget the file's clean pages.
 	DropCache() error
