@@ -20,7 +20,7 @@ COMPUTE := . ./blockdev ./blockdev/blockdevtest ./blockdev/disk ./blockdev/vfs .
 BESIDE := ./replication/attachment ./cmd/internal/lab ./blockdev/nbd ./raftstore/badgerlog ./cmd/bench ./replication/serve \
 	./cmd/internal/api ./cmd/internal/controller
 
-.PHONY: help build unit test computing timed race proofs demo sim chaos bench soak leftovers crash fuzz lint proto glossary clean
+.PHONY: help build unit test computing timed race proofs demo sim chaos bench bench-disk soak leftovers crash fuzz lint proto glossary clean
 
 help: ## print the verbs
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -52,6 +52,7 @@ timed:
 	.ci/demo
 	$(MAKE) --no-print-directory chaos MINUTES=2
 	$(GO) run ./cmd/bench -holdfast bin/holdfast -quick -json $(OUT)/bench.json
+	$(GO) run ./cmd/bench -disk -quick -json $(OUT)/bench-disk.json
 	$(GO) run ./cmd/demo leftovers
 
 # Simulators make garbage fast: collected less often they take half the processor time.
@@ -85,6 +86,9 @@ chaos: build ## MINUTES=n SEED=s: real nodes, real faults, histories judged; CHA
 
 bench: build ## the same jobs on holdfast and on nbdkit, as ratios
 	$(GO) run ./cmd/bench -holdfast bin/holdfast $(BENCH)
+
+bench-disk: ## one disk of holdfast beside a file of the same file system, as ratios; BENCH= more flags
+	$(GO) run ./cmd/bench -disk $(BENCH)
 
 soak: build ## the long proofs: minutes to hours, as root
 	@mkdir -p $(OUT)

@@ -36,8 +36,10 @@ type subject struct {
 	pool  [][]byte   // payloads of 1 MiB, page-aligned
 	sums  [][]uint32 // crc32c of each of their blocks
 
-	seq    holdfast.Seq
-	commit atomic.Uint64
+	seq      holdfast.Seq
+	appended atomic.Int64 // bytes
+	durable  atomic.Int64 // how many of them were appended before the last flush
+	commit   atomic.Uint64
 }
 
 var castagnoli = crc32.MakeTable(crc32.Castagnoli)
@@ -94,8 +96,10 @@ func (s *subject) entry(off, n int64) disk.Entry {
 
 // flush is what the writer does by itself: what was appended is durable, and committed.
 func (s *subject) flush(ctx context.Context) error {
+	appended := s.appended.Load()
 	dur, err := s.r.Sync(ctx)
 	if err == nil {
+		s.durable.Store(appended)
 		s.commit.Store(uint64(dur))
 		s.r.SetCommit(dur)
 	}
@@ -147,6 +151,15 @@ func (s *subject) write(ctx context.Context, n int64, depth int, until time.Dura
 			w.seconds = append(w.seconds, 0)
 		}
 		w.seconds[len(w.seconds)-1] += int64(len(batch))
+		// A writer's window is an eighth of the log: beyond it, it waits for a flush.
+		if s.appended.Add(n*int64(len(batch)))-s.durable.Load() > s.wal/8 {
+			if err := s.flush(ctx); err != nil {
+				close(flushes)
+				return w, errors.Join(err, <-flushed)
+			}
+			bytes, last = 0, now
+			continue
+		}
 		if bytes += n * int64(len(batch)); bytes >= flushBytes || now.Sub(last) >= flushEvery {
 			bytes, last = 0, now
 			select {

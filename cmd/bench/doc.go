@@ -11,5 +11,8 @@
 // serves a file that was filled by 4 KiB writes ("S") several times faster for
 // small writes than one filled by 1 MiB writes ("L").
 //
-// Start reading in run.go.
+// With -disk (`make bench-disk`) it compares one disk of holdfast, in its own process,
+// with a file beside the disk's image: what the device gives, and what is left of it.
+//
+// Start reading in run.go, for -disk in diskrun.go.
 package main
