@@ -245,9 +245,7 @@ func (s *subject) read(ctx context.Context, depth int, until time.Duration, next
 	return w, errors.Join(failed, ctx.Err())
 }
 
-// dropCache writes the image out and drops it from the page cache.
-func (s *subject) dropCache() error { return dropFile(s.image) }
-
+// dropFile writes a file out and drops it from the page cache.
 func dropFile(path string) error {
 	f, err := os.Open(path)
 	if err != nil {
