@@ -36,7 +36,7 @@ func (d *Disk) reclaim(held *Replica) (room bool, err error) {
 	if freed > 0 && d.relogged < freed/4*3 {
 		d.stuck.Store(0)
 	} else {
-		d.stuck.Store(d.wal.used()) // what is left waits for its commit, and was only moved
+		d.stuck.Store(d.wal.used()) // what is left waits, for its commit as a rule, or was only moved
 	}
 	return freed > 0, err
 }
@@ -54,9 +54,9 @@ func (d *Disk) checkpoint(held *Replica, always bool) error {
 //	of the log -> what the old checkpoint alone referred to is free
 //
 // Appends and reads go on all the while; changes of maps wait. Unless always is
-// set, no more is applied than makes room of the oldest eighth of the log, and a
-// checkpoint that would free no part of it is not written: it would only use the
-// reserve up.
+// set, no more is applied than makes room of the oldest eighth of the log, unless old
+// entries had to be moved, and a checkpoint that would free no part of it is not
+// written, unless commits found no room: it would only use the reserve up.
 func (d *Disk) checkpointLocked(held *Replica, always bool) error {
 	d.relogged = 0
 	upTo := uint64(allRecords)

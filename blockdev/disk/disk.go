@@ -62,7 +62,7 @@ type Disk struct {
 	begun    time.Time     // what paced counts from
 	pacing   sync.Mutex    // no other lock is taken under it
 	paced    time.Duration // when the next writer may go on; guarded by pacing
-	stuck    atomic.Int64  // how full the log was after room was last sought in vain; 0 if it was found
+	stuck    atomic.Int64  // how full the log was when a pass made no room; 0 once one did
 	relogged int64         // bytes that the last pass logged again; guarded by passes
 	settled  atomic.Int64  // how full the log was after the last checkpoint
 	readOnly error         // why nothing may be written, or nil; set before Open returns

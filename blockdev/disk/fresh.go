@@ -263,8 +263,7 @@ func (r *Replica) logFresh(entries []Entry, crcs int) error {
 	if err := r.writeFresh(entries, fresh); err != nil {
 		r.mu.Lock()
 		defer r.mu.Unlock()
-		r.inflight = nil
-		r.dropPromises(entries)
+		r.regret(entries)
 		for _, chunks := range fresh {
 			r.d.alloc.giveBack(chunks)
 		}

@@ -29,8 +29,8 @@ const (
 
 // tend applies what may be applied, which syncs no chunks. For a sync is the more of a
 // burden the more was applied since the last, it writes a checkpoint after each eighth
-// of the log; and more of them, each of which makes room, while the log is more than
-// half full.
+// of the log; and more of them while the log is more than half full, as long as they make
+// more room than they take.
 func (d *Disk) tend() error {
 	if d.cache.full() {
 		return d.checkpoint(nil, true)
@@ -57,8 +57,8 @@ func (d *Disk) tend() error {
 }
 
 // slow is called before the log grows by so many bytes, with no lock held: it wakes the
-// background, delays the writer, or has it wait for room, while there still is some to
-// move old entries to. A volume that holds more than its share is delayed twice as much.
+// background, and delays the writer. A volume that holds more than its share is delayed
+// twice as much.
 func (d *Disk) slow(held *Replica, bytes int64) {
 	used, size := d.wal.used(), d.wal.size()
 	if used > size/2 {
@@ -67,7 +67,7 @@ func (d *Disk) slow(held *Replica, bytes int64) {
 		default: // it is awake already
 		}
 	}
-	// What waits for its commit gives no room: there is no use in waiting for that.
+	// Of what the last pass could make no room of, nothing is gained by waiting.
 	if from := max(size/16*paceFrom, d.stuck.Load()); used > from {
 		if d.overShare(held, used) {
 			bytes *= 2
@@ -102,7 +102,7 @@ func (d *Disk) delay(cost time.Duration) {
 }
 
 // makeRoom has the holder of a replica's order make room in a log that is almost full,
-// unless that was in vain a moment ago.
+// while there still is some to move old entries to, unless that was in vain a moment ago.
 func (d *Disk) makeRoom(held *Replica) error {
 	used, size := d.wal.used(), d.wal.size()
 	if used <= size/16*paceTo || used < d.stuck.Load()+size/16 {

@@ -40,6 +40,8 @@ type Replica struct {
 	credit   atomic.Int64            // chunks promised to entries to come, changed under mu; see Reserve
 	mapping  map[int64]struct{}      // chunks whose promise was taken, and which the map will have in a moment
 	inflight []Entry                 // being logged now
+	spent    int64                   // how much of the credit the last admit took
+	added    []pageKey               // what it added to newPages
 	kept     map[uint32]holdfast.Seq // chunks that still hold what an entry below the checkpoint wrote to them; see fresh.go
 
 	intact      bool
@@ -234,6 +236,7 @@ func (r *Replica) admit(entries []Entry) (chunks, newPages int64, err error) {
 		last = e.Epoch
 	}
 	var fresh []int64
+	r.spent, r.added = 0, nil
 	for i := range entries {
 		e := &entries[i]
 		if e.Type != OpWrite {
@@ -252,6 +255,7 @@ func (r *Replica) admit(entries []Entry) (chunks, newPages int64, err error) {
 		err := r.d.alloc.exchange(k, k*r.creditPages(), int64(len(fresh)), int64(len(pages)))
 		if err == nil {
 			r.credit.Add(-k)
+			r.spent, r.added = k, pages
 		} else {
 			r.dropPages(pages)
 			for _, c := range fresh {
@@ -265,6 +269,19 @@ func (r *Replica) admit(entries []Entry) (chunks, newPages int64, err error) {
 	}
 	r.inflight = entries
 	return 0, 0, nil
+}
+
+// regret undoes the last admit, of entries of which none was logged: what came out of
+// the credit is credit again. Under mu.
+func (r *Replica) regret(entries []Entry) {
+	r.inflight = nil
+	r.d.alloc.promise(r.spent, r.spent*r.creditPages())
+	r.credit.Add(r.spent)
+	r.dropPromises(entries)
+	before := len(r.newPages)
+	r.dropPages(r.added)
+	r.d.alloc.needs(int64(len(r.newPages) - before))
+	r.spent, r.added = 0, nil
 }
 
 // addPages notes which pages the map will need for chunks beside those that it
