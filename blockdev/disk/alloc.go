@@ -226,6 +226,14 @@ func (a *allocator) exchange(oldChunks, oldPages, n, pages int64) error {
 // errBare: there are chunks, but they have no space below; see Disk.grow.
 var errBare = errors.New("free chunks have no space yet")
 
+// fits says whether there are n chunks with space that are not promised, though the map's
+// next checkpoint may then lack some.
+func (a *allocator) fits(n int64) bool {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.ready-a.reserved >= n
+}
+
 // promise reserves without asking, for entries that are already logged.
 func (a *allocator) promise(n, pages int64) {
 	a.mu.Lock()

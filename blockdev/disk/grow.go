@@ -143,9 +143,9 @@ func (d *Disk) ground(n int64) error {
 	}
 	d.alloc.thin()
 	err := d.grow(n, 0)
-	if holdfast.KindOf(err) == holdfast.ErrNoSpace && n == 0 {
+	if holdfast.KindOf(err) == holdfast.ErrNoSpace && (n == 0 || d.alloc.fits(n)) {
 		d.log.Warn("no space for what is logged", "disk", d.super.disk.String(), "path", d.path, "error", err)
-		return nil // it is applied once there is
+		return nil // it is applied once there is; what recovery needs at once it takes of what is kept for the map
 	}
 	return err
 }
