@@ -32,17 +32,17 @@ func (r *Replica) Apply(ctx context.Context, to holdfast.Seq) (holdfast.Seq, err
 // allRecords is the last record of all there will be.
 const allRecords = math.MaxUint64
 
-// applyAll applies what may be applied of all replicas, of the entries whose records
-// are up to a serial, and of those before them.
-func (d *Disk) applyAll(upTo uint64) error {
+// applyAll applies what may be applied of all replicas.
+func (d *Disk) applyAll() error {
 	all := d.Replicas()
 	if err := d.settleCommits(all); err != nil {
 		return err
 	}
-	return d.applyEach(all, upTo)
+	return d.applyEach(all, allRecords)
 }
 
-// applyEach applies what is known to be committed durably, as far as applyAll.
+// applyEach applies what is known to be committed durably, of the entries whose records
+// are up to a serial, and of those before them.
 func (d *Disk) applyEach(all []*Replica, upTo uint64) error {
 	for _, r := range all {
 		d.gate.RLock()

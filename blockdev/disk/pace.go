@@ -37,7 +37,7 @@ func (d *Disk) tend() error {
 	}
 	size := d.wal.size()
 	if used := d.wal.used(); used <= size/2 {
-		if err := d.applyAll(allRecords); err != nil || used < d.settled.Load()+size/8 {
+		if err := d.applyAll(); err != nil || used < d.settled.Load()+size/8 {
 			return err
 		}
 		_, err := d.reclaim(nil)

@@ -500,7 +500,9 @@ func TestConcurrent(t *testing.T) {
 							t.Error(err)
 						}
 						r.SetCommit(seq)
-						time.Sleep(time.Millisecond)
+						if err := d.Checkpoint(t.Context()); err != nil {
+							t.Error(err)
+						}
 						continue
 					}
 					if err != nil {

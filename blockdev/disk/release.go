@@ -221,6 +221,7 @@ func (d *Disk) releaseLeaf() bool {
 		defer d.gate.RUnlock()
 		r.tellLost()
 		d.mu.Lock()
+		d.released[0] = nil // else the array keeps it
 		d.released = d.released[1:]
 		d.mu.Unlock()
 		d.alloc.needs(-int64(len(r.newPages)))

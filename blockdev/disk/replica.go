@@ -383,7 +383,7 @@ func (r *Replica) logEntries(entries []Entry, crcs int, fresh [][]uint32) error 
 }
 
 // begin notes that records are about to be written whose effect is not yet
-// reflected; see Disk.capture.
+// reflected; see needsFrom.
 func (r *Replica) begin() {
 	r.mu.Lock()
 	r.submitting, r.submitLow = true, r.d.wal.written()

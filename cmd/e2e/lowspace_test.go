@@ -3,7 +3,6 @@ package e2e
 import (
 	"encoding/json"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -21,18 +20,7 @@ func TestLowSpaceIsTheAnswer(t *testing.T) {
 	need(t, "mount", "qemu-io")
 	n := newNode(t, "n1", "--bootstrap")
 	data := filepath.Join(n.dir, "d")
-	if err := os.Mkdir(data, 0o755); err != nil {
-		t.Fatal(err)
-	}
-	if out, err := exec.Command("mount", "-t", "tmpfs", "-o", "size=300m", "tmpfs", data).CombinedOutput(); err != nil {
-		t.Fatalf("mount: %s", out)
-	}
-	t.Cleanup(func() {
-		n.kill()
-		if out, err := exec.Command("umount", data).CombinedOutput(); err != nil {
-			t.Errorf("umount %s: %s", data, out)
-		}
-	})
+	tmpfsOf(t, n, data, "300m")
 	image := filepath.Join(n.dir, "disk.img") // on another file system than the metadata
 	n.flags = append(n.flags, "--disk", image+",size=256M,wal=16M")
 	n.start()
@@ -49,15 +37,7 @@ func TestLowSpaceIsTheAnswer(t *testing.T) {
 	if err := unix.Statfs(data, &st); err != nil {
 		t.Fatal(err)
 	}
-	filler := filepath.Join(data, "filler")
-	f, err := os.Create(filler)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer f.Close()
-	if err := unix.Fallocate(int(f.Fd()), 0, 0, int64(st.Bavail)*st.Bsize-(6<<20)); err != nil { // the ballast is of 16 MiB
-		t.Fatal(err)
-	}
+	growFiller(t, data, int64(st.Bavail)*st.Bsize-(6<<20)) // the ballast is of 16 MiB
 	const why = "node n1 takes no changes of the metadata: the file system of "
 	eventually(t, 20*time.Second, "a change is refused for want of space", func() bool {
 		r := n.cli("volume", "update", "v", "--min-copies", "1") // of which any number is the same
@@ -97,10 +77,7 @@ func TestLowSpaceIsTheAnswer(t *testing.T) {
 	}
 	blockIO(t, uri, "read -P 0x5a 0 4M", "write -P 0x5b 8M 4M", "read -P 0x5b 8M 4M")
 
-	if err := os.Remove(filler); err != nil {
-		t.Fatal(err)
-	}
-	f.Close()
+	removeFiller(t, data)
 	eventually(t, 30*time.Second, "changes go on", func() bool { return n.cli("volume", "update", "v", "--min-copies", "1").code == 0 })
 	other.must("volume", "rm", "w")
 	for _, v := range []string{"y", "w"} {

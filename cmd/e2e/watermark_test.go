@@ -5,7 +5,6 @@ import (
 	"io"
 	"net/http"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -32,18 +31,7 @@ func TestWatermarks(t *testing.T) {
 	need(t, "mount", "qemu-io")
 	n := newNode(t, "n1", "--bootstrap")
 	host := filepath.Join(n.dir, "host")
-	if err := os.Mkdir(host, 0o755); err != nil {
-		t.Fatal(err)
-	}
-	if out, err := exec.Command("mount", "-t", "tmpfs", "-o", "size=1000m", "tmpfs", host).CombinedOutput(); err != nil {
-		t.Fatalf("mount: %s", out)
-	}
-	t.Cleanup(func() {
-		n.kill()
-		if out, err := exec.Command("umount", host).CombinedOutput(); err != nil {
-			t.Errorf("umount %s: %s", host, out)
-		}
-	})
+	tmpfsOf(t, n, host, "1000m")
 	n.flags = append(n.flags, "--disk", filepath.Join(host, "disk.img")+",size=400M,wal=16M")
 	n.start()
 	n.ready()
@@ -82,26 +70,13 @@ func TestWatermarks(t *testing.T) {
 		t.Fatalf("with room: %+v, %q", f, warned(n))
 	}
 
-	filler := filepath.Join(host, "filler")
 	fill := func(percent int64) {
 		t.Helper()
 		var st unix.Statfs_t
 		if err := unix.Statfs(host, &st); err != nil {
 			t.Fatal(err)
 		}
-		f, err := os.OpenFile(filler, os.O_CREATE|os.O_RDWR, 0o600)
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer f.Close()
-		size, err := f.Seek(0, io.SeekEnd)
-		if err != nil {
-			t.Fatal(err)
-		}
-		more := (int64(st.Blocks)*percent/100 - int64(st.Blocks-st.Bfree)) * st.Bsize
-		if err := unix.Fallocate(int(f.Fd()), 0, size, more); err != nil {
-			t.Fatal(err)
-		}
+		growFiller(t, host, (int64(st.Blocks)*percent/100-int64(st.Blocks-st.Bfree))*st.Bsize)
 	}
 	fill(87)
 	for _, from := range []*node{n, other} {
@@ -129,9 +104,7 @@ func TestWatermarks(t *testing.T) {
 		t.Errorf("a write that needs new space: %s", out)
 	}
 	blockIO(t, uri, "read -P 0x5a 0 8M", "read -P 0x5b 8M 8M", "write -P 0x5d 0 4M") // what needs none goes on
-	if err := os.Remove(filler); err != nil {
-		t.Fatal(err)
-	}
+	removeFiller(t, host)
 	eventually(t, 20*time.Second, "the log says that there is room again", func() bool { return lines("a disk has room again") == 1 })
 	if f := look(other); f.FullHost && f.Watermark != 0 {
 		t.Errorf("with room again: %+v", f)
