@@ -36,6 +36,9 @@ func TestOrphanOnADeadNode(t *testing.T) {
 		}
 		return n == 2
 	})
+	eventually(t, time.Minute, "the dead node is not taken to be up", func() bool {
+		return !strings.Contains(user.cli("node", "rm", dead.name).stderr, "is up") // it is refused either way
+	})
 	for _, force := range [][]string{nil, {"--force"}} {
 		user.refuses(5, "node "+dead.name+" has an abandoned replica of volume v", append([]string{"node", "rm", dead.name}, force...)...)
 		user.refuses(5, "--drop-orphans", append([]string{"node", "rm", dead.name}, force...)...)
