@@ -23,6 +23,7 @@ type allocator struct {
 	need     int64    // map pages that promised chunks will add; see Replica.newPages
 	next     int64    // where the search begins
 	waiting  []uint32
+	spares   spares
 
 	pages        map[int64]uint16 // chunks of map pages: their used pages
 	freePages    []int64

@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"math"
+	"slices"
 	"sort"
 	"syscall"
 
@@ -121,8 +122,12 @@ func (d *Disk) writeCheckpoint() error {
 	}
 	d.wal.recycle(body.replayFrom)
 	d.settled.Store(d.wal.used())
-	d.punch(chunks)
-	d.alloc.settled(chunks, pages)
+	keep := d.sparesWanted()
+	chunks, spares := d.alloc.split(chunks, keep)
+	_ = d.punch(chunks) // what could not be punched keeps its space
+	d.alloc.settled(append(chunks, spares...), pages)
+	d.alloc.addSpares(spares)
+	d.dropSpares(keep)
 	d.tryHostAgain()
 	return d.failed()
 }
@@ -247,11 +252,11 @@ func (d *Disk) commitCheckpoint(body ckptBody) error {
 // maxPunch bounds one punch: a longer one would hold up the file system.
 const maxPunch = 16 << 20
 
-// punch gives the space of freed chunks back, in runs. Only now may they be
-// reused: a later punch would destroy what is written there.
-func (d *Disk) punch(chunks []uint32) {
+// punch gives the space of chunks back that nobody can be given meanwhile, in runs, and
+// returns those that keep it, since the file system cannot.
+func (d *Disk) punch(chunks []uint32) (rest []uint32) {
 	const maxRun = maxPunch / chunkSize
-	sort.Slice(chunks, func(i, j int) bool { return chunks[i] < chunks[j] })
+	slices.Sort(chunks)
 	for i := 0; i < len(chunks); {
 		n := 1
 		for i+n < len(chunks) && n < maxRun && chunks[i+n] == chunks[i]+uint32(n) {
@@ -259,15 +264,16 @@ func (d *Disk) punch(chunks []uint32) {
 		}
 		err := d.main.PunchHole(d.chunkOffset(chunks[i]), int64(n)*chunkSize)
 		if errors.Is(err, errors.ErrUnsupported) || errors.Is(err, syscall.ENOSPC) {
-			return // the space stays taken, or a full file system has no room to split an extent
+			return chunks[i:] // or a full file system has no room to split an extent
 		}
 		if err != nil {
 			_ = d.fail(holdfast.Errorf(holdfast.ErrIO, "give chunk %d back: %w", chunks[i], err))
-			return
+			return chunks[i:]
 		}
 		d.alloc.punched(chunks[i : i+n])
 		i += n
 	}
+	return nil
 }
 
 // pageWriter collects map pages and writes them in runs.

@@ -306,6 +306,7 @@ func (d *Disk) background() {
 		defer t.Stop()
 		tick = t.C
 	}
+	var watch sparesWatch
 	for {
 		select {
 		case <-d.stop:
@@ -317,6 +318,9 @@ func (d *Disk) background() {
 			continue
 		}
 		d.wakeReleaser()
+		if watch.idle(d.alloc, time.Now()) {
+			d.dropSpares(0)
+		}
 		if err := d.tend(); err != nil && d.failed() == nil {
 			d.log.Warn("apply stopped", "disk", d.super.disk.String(), "error", err)
 		}
@@ -342,6 +346,7 @@ func (d *Disk) end(checkpoint bool) (err error) {
 	close(d.stop)
 	if checkpoint && d.failed() == nil && d.readOnly == nil {
 		err = d.checkpoint(nil, true)
+		d.dropSpares(0)
 	}
 	// Whatever comes now, or is still under way, finds the disk closed: a write
 	// to a closed file must not pass for a failure of the disk.

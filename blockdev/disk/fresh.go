@@ -195,6 +195,7 @@ func (a *allocator) takeFresh(n int64) ([]uint32, error) {
 		}
 		return nil, errBare
 	}
+	a.spares.taken += n
 	return fresh, nil
 }
 

@@ -152,22 +152,50 @@ func (d *Disk) ground(n int64) error {
 
 // sweep gives back the space of all free chunks that do not count as having it.
 // No chunk can be given out meanwhile that had none.
-func (d *Disk) sweep() error {
-	for from := int64(0); from < d.alloc.chunks; {
-		c, count := d.alloc.bareFrom(from, maxPunch/chunkSize)
-		if count == 0 {
-			return nil
-		}
-		err := d.main.PunchHole(d.chunkOffset(uint32(c)), count*chunkSize)
-		if errors.Is(err, errors.ErrUnsupported) || errors.Is(err, syscall.ENOSPC) {
-			return nil
-		}
-		if err != nil {
-			return d.fail(holdfast.Errorf(holdfast.ErrIO, "give space back: %w", err))
-		}
-		from = c + count
+func (d *Disk) sweep() (err error) {
+	for from := int64(0); from < d.alloc.chunks && err == nil; {
+		from, err = d.sweepFrom(from)
 	}
-	return nil
+	return err
+}
+
+// sweepFrom does the first run of them from a chunk on, and returns where to go on. The
+// caller holds growing.
+func (d *Disk) sweepFrom(from int64) (next int64, err error) {
+	c, count := d.alloc.bareFrom(from, maxPunch/chunkSize)
+	if count == 0 {
+		return d.alloc.chunks, nil
+	}
+	err = d.main.PunchHole(d.chunkOffset(uint32(c)), count*chunkSize)
+	if errors.Is(err, errors.ErrUnsupported) || errors.Is(err, syscall.ENOSPC) {
+		return d.alloc.chunks, nil
+	}
+	if err != nil {
+		return 0, d.fail(holdfast.Errorf(holdfast.ErrIO, "give space back: %w", err))
+	}
+	return c + count, nil
+}
+
+// sweepAfterOpen does the same for what a process that was killed left behind, and lets
+// others between: until then it is space of an image that nothing accounts for.
+func (d *Disk) sweepAfterOpen() {
+	for from := int64(0); from < d.alloc.chunks; {
+		select {
+		case <-d.stop:
+			return
+		default:
+		}
+		d.growing.Lock()
+		next, err := d.sweepFrom(from)
+		if d.swept = d.swept || err == nil && next >= d.alloc.chunks; d.swept {
+			next = d.alloc.chunks
+		}
+		d.growing.Unlock()
+		if err != nil {
+			return // the disk has failed
+		}
+		from = next
+	}
 }
 
 // Reserve raises this replica's credit to want bytes of new chunks, taking

@@ -43,6 +43,7 @@ func Open(ctx context.Context, fs vfs.FS, path string, o Options) (*Disk, error)
 	if !o.foreground && d.readOnly == nil {
 		d.wg.Go(d.background)
 		d.wg.Go(d.releaser)
+		d.wg.Go(d.sweepAfterOpen)
 		d.wakeReleaser()
 	}
 	return d, nil
