@@ -92,6 +92,9 @@ func (d *Disk) awaits() bool {
 func (r *Replica) clears() bool {
 	r.mu.RLock()
 	defer r.mu.RUnlock()
+	if r.damaged != nil { // nothing of it is ever applied
+		return false
+	}
 	for s := r.ckpt + 1; s <= min(r.commit, r.tail); s++ {
 		if e := r.index.get(s); e != nil && (e.fresh != nil || e.typ != recWrite && s > r.applied) {
 			return true // of two places for a chunk one comes free

@@ -134,3 +134,31 @@ func TestAffordWhenFull(t *testing.T) {
 		t.Fatalf("an overwrite on a full disk: %v", err)
 	}
 }
+
+// What a damaged replica has logged is never applied: a full disk writes no checkpoint for
+// its sake each time that it refuses somebody.
+func TestDamagedReplicaFreesNothing(t *testing.T) {
+	fs := vfs.NewMemory(1)
+	mustFormat(t, fs, testPath, smallFormat())
+	d := mustOpen(t, fs, testPath)
+	bad, r := mustCreate(t, d, 1, 1<<30), mustCreate(t, d, 2, 1<<30)
+	mustAppend(t, bad, writeEntry(0, 1, 0, 8*chunkSize))
+	mustCheckpoint(t, d, bad)
+	mustAppend(t, bad, Entry{Seq: 2, Type: OpZero, Offset: 0, Length: 8 * chunkSize, Commit: 1})
+	mustSync(t, bad)
+	bad.SetCommit(2)
+	bad.mu.Lock()
+	bad.damage("a test")
+	bad.mu.Unlock()
+	spend(t, r, 0, 1<<20)
+	mustCheckpoint(t, d, r)
+	before := d.mapGen
+	for range 5 {
+		if n := spend(t, r, 10000, 1<<20); n != 0 {
+			t.Fatalf("%d chunks given by a full disk", n)
+		}
+	}
+	if d.mapGen != before {
+		t.Errorf("%d checkpoints were written for what is never applied", d.mapGen-before)
+	}
+}

@@ -502,6 +502,7 @@ type replay struct {
 	body  ckptBody
 	log   *scannedLog
 	logs  map[holdfast.ReplicaID]*foundLog
+	born  map[holdfast.ReplicaID]uint64 // the last CREATE that the checkpoint has
 }
 
 // foundLog is what the log says of one replica beside its checkpointed state.
@@ -512,9 +513,14 @@ type foundLog struct {
 }
 
 func newReplay(d *Disk, saved map[holdfast.ReplicaID]*savedState, body ckptBody, log *scannedLog) *replay {
-	p := &replay{d: d, saved: saved, body: body, log: log, logs: map[holdfast.ReplicaID]*foundLog{}}
+	p := &replay{d: d, saved: saved, body: body, log: log, logs: map[holdfast.ReplicaID]*foundLog{}, born: map[holdfast.ReplicaID]uint64{}}
 	for id, s := range saved {
 		p.logs[id] = &foundLog{entries: map[holdfast.Seq]*logEntry{}, tail: s.r.ckpt}
+	}
+	for i := range log.recs {
+		if f := &log.recs[i]; f.typ == recCreate && f.serial <= body.upTo {
+			p.born[f.replica] = f.serial
+		}
 	}
 	return p
 }
@@ -552,8 +558,8 @@ func (p *replay) one(f *found) error {
 		return nil
 	}
 	s := p.saved[f.replica]
-	if s == nil {
-		return nil // of the disk, or of a replica that is gone
+	if s == nil || f.serial < p.born[f.replica] {
+		return nil // of the disk, or of a replica that is gone, though another may have its id
 	}
 	r, l := s.r, p.logs[f.replica]
 	r.commit = max(r.commit, f.commit)

@@ -244,12 +244,8 @@ func (d *Disk) releaseLeaf() bool {
 // leafCount is how many leaves a replica of its size can have.
 func (r *Replica) leafCount() int64 { return (r.desc.Size-1)/chunkSize/leafEntries + 1 }
 
-// releaseSome gives up to n leaves back, unless another is at it.
+// releaseSome gives up to n leaves back. The caller holds releasing.
 func (d *Disk) releaseSome(n int) {
-	if !d.releasing.TryLock() {
-		return
-	}
-	defer d.releasing.Unlock()
 	for range n {
 		if !d.releaseLeaf() {
 			return
@@ -257,14 +253,17 @@ func (d *Disk) releaseSome(n int) {
 	}
 }
 
-// releaseSoon gives back at once what is little, and leaves the rest to the background.
-// The caller holds no lock.
+// releaseSoon gives back at once what is little, unless another is at it, and leaves the
+// rest to the background. The caller holds no lock.
 func (d *Disk) releaseSoon() {
 	n := d.opts.releaseLeaves
 	if n == 0 {
 		n = releaseAtOnce
 	}
-	d.releaseSome(max(0, n))
+	if d.releasing.TryLock() {
+		d.releaseSome(max(0, n))
+		d.releasing.Unlock()
+	}
 	d.wakeReleaser()
 }
 
@@ -327,11 +326,14 @@ func (d *Disk) releaseMore() bool {
 }
 
 // squeeze makes chunks free for a writer that finds none. held is the replica whose
-// order it holds, if any.
+// order it holds, if any. It waits for a leaf that another reads: what that frees may be
+// all that there is.
 func (d *Disk) squeeze(held *Replica) error {
+	d.releasing.Lock()
 	d.releaseSome(releaseAtOnce)
+	d.releasing.Unlock()
 	if !d.awaits() {
-		return nil // another releases: a checkpoint would only use the log up
+		return nil // a checkpoint would only use the log up
 	}
 	return d.checkpoint(held, true)
 }

@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/holdfast-storage/holdfast"
 	"github.com/holdfast-storage/holdfast/blockdev/vfs"
@@ -304,4 +305,64 @@ func TestReleasedMapsAreCounted(t *testing.T) {
 		t.Fatalf("%d bytes in use, %d before", now, used)
 	}
 	wantClean(t, "at the end", fs, testPath)
+}
+
+// A write that finds the disk full waits for a leaf that is just being read: what it
+// frees serves the write.
+func TestFullDiskWaitsForALeaf(t *testing.T) {
+	fs := &slowLeaves{FS: vfs.NewMemory(1)}
+	mustFormat(t, fs, testPath, smallFormat())
+	open := func() *Disk {
+		t.Helper()
+		d, err := Open(t.Context(), fs, testPath, Options{foreground: true, cacheLeaves: 8, releaseLeaves: -1})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return d
+	}
+	d := open()
+	leafy(t, d, 1, 4)
+	mustCreate(t, d, 2, 1<<30)
+	if err := d.Close(); err != nil {
+		t.Fatal(err)
+	}
+	d = open() // no leaf is in memory
+	defer d.Close()
+	gone, _ := d.Replica(testDesc(1, 0).Replica)
+	r, _ := d.Replica(testDesc(2, 0).Replica)
+	write := func() error {
+		seq := r.Status().Tail + 1
+		e := writeEntry(0, seq, int64(seq)*chunkSize, blockSize)
+		e.Commit = seq - 1
+		return r.Append([]Entry{e})
+	}
+	err := error(nil)
+	for err == nil {
+		err = write()
+	}
+	wantKind(t, err, holdfast.ErrNoSpace)
+	fs.stopAfter(gone, 0)
+	if err := d.DeleteReplica(gone.desc.Replica); err != nil {
+		t.Fatal(err)
+	}
+	released, done := make(chan struct{}), make(chan error)
+	go func() {
+		defer close(released)
+		d.releasing.Lock()
+		defer d.releasing.Unlock()
+		d.releaseSome(4)
+	}()
+	<-fs.stopped
+	go func() { done <- write() }()
+	select {
+	case err := <-done:
+		t.Errorf("the write did not wait: %v", err)
+		close(fs.goOn)
+	case <-time.After(100 * time.Millisecond): // it waits, or has not come so far
+		close(fs.goOn)
+		if err := <-done; err != nil {
+			t.Errorf("the write was refused, though four chunks came free: %v", err)
+		}
+	}
+	<-released
 }
