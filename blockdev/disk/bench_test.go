@@ -126,3 +126,30 @@ func BenchmarkSequential1M(b *testing.B) {
 		}
 	}
 }
+
+// BenchmarkInstall copies a replica in: chunks one after the other, a sync after each 64.
+// Those that are data all over go to their place, others through the log.
+func BenchmarkInstall(b *testing.B) {
+	for _, zeroes := range []int{0, 1} {
+		b.Run(map[int]string{0: "whole", 1: "through the log"}[zeroes], func(b *testing.B) {
+			r := benchDisk(b, 1)[0]
+			c := wholeChunk(0, 0, 1)
+			for i := range zeroes {
+				c.State[i], c.CRC[i] = BlockZero, 0
+			}
+			b.SetBytes(chunkSize)
+			b.ResetTimer()
+			for i := range b.N {
+				c.Index = int64(i % (1 << 14))
+				if err := r.InstallChunk(c); err != nil {
+					b.Fatal(err)
+				}
+				if i%64 == 63 {
+					if _, err := r.Sync(b.Context()); err != nil {
+						b.Fatal(err)
+					}
+				}
+			}
+		})
+	}
+}

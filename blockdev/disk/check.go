@@ -272,7 +272,8 @@ func (c *CheckReport) compareSpace(stored, seen *space) {
 }
 
 // chunk compares one chunk's blocks with the map's checksums. A block of which the
-// log holds a newer version may be half written: nothing reads it.
+// log holds a newer version may be half written: nothing reads it. Nor what was installed
+// anew, which was compared when it was found in the log.
 func (c *CheckReport) chunk(d *Disk, r *Replica, buf []byte, out *CheckedReplica, chunk int64, e *chunkEntry) {
 	bad := func(block int64, what string) {
 		out.Bad++
@@ -281,7 +282,7 @@ func (c *CheckReport) chunk(d *Disk, r *Replica, buf []byte, out *CheckedReplica
 	_, err := d.base.ReadDirectAt(buf, d.chunkOffset(e.phys))
 	for i := int64(0); i < blocksPerChunk; i++ {
 		switch state := e.state(i); {
-		case r.index.newest(chunk*blocksPerChunk+i) != nil:
+		case r.index.newest(chunk*blocksPerChunk+i) != nil || r.installed[chunk] != nil:
 			continue
 		case state == BlockPoison:
 			out.Poisoned++

@@ -87,6 +87,7 @@ type world struct {
 	lossy    int      // of them, those that lost or tore a page
 	nested   int      // of them, those of a recovery
 	fresh    int      // entries whose chunks were written before their record
+	placed   int      // installs of which the same holds
 	released int      // maps that a crash left to be released
 	trace    []string // the last operations
 	device   bool
@@ -351,7 +352,9 @@ func (w *world) step() {
 	case n < 88:
 		w.checkpoint()
 	case n < 93:
-		w.install(i)
+		for range 1 + w.rng.IntN(4) {
+			w.install(i)
+		}
 	case n < 95:
 		w.rebase(i)
 	case n < 96:
@@ -574,7 +577,10 @@ func (w *world) install(i int) {
 	if low > high {
 		return
 	}
-	asOf := low + holdfast.Seq(w.rng.IntN(int(high-low)+1))
+	asOf := high // above which nothing is applied
+	if w.rng.IntN(2) == 0 {
+		asOf = low + holdfast.Seq(w.rng.IntN(int(high-low)+1))
+	}
 	c := Chunk{Index: modelFirst + int64(w.rng.IntN((modelBlocks+15)/16)), LastSeq: asOf, AsOf: asOf}
 	if old := mapEntry(r, c.Index); old.asOf > asOf {
 		return
@@ -582,9 +588,10 @@ func (w *world) install(i int) {
 	ids := map[int64]uint64{}
 	if w.rng.IntN(4) > 0 {
 		c.Data = make([]byte, chunkSize)
+		whole := w.rng.IntN(2) > 0
 		for k := range c.State {
 			b := (c.Index-modelFirst)*blocksPerChunk + int64(k)
-			if w.rng.IntN(3) > 0 && b < modelBlocks {
+			if (whole || w.rng.IntN(3) > 0) && b < modelBlocks {
 				w.nextID++
 				ids[b] = w.nextID
 				c.State[k] = BlockData
@@ -610,6 +617,9 @@ func (w *world) install(i int) {
 		return
 	}
 	w.must("install", err)
+	if f, ok := r.flips[c.Index]; ok && f.phys == mapEntry(r, c.Index).phys && c.whole() {
+		w.placed++
+	}
 }
 
 func (w *world) rebase(i int) {
@@ -777,7 +787,7 @@ func TestCrashes(t *testing.T) {
 		}
 		until, points = time.Now().Add(time.Duration(n)*time.Minute), math.MaxInt
 	}
-	var looked, lossy, nested, fresh, released atomic.Int64
+	var looked, lossy, nested, fresh, placed, released atomic.Int64
 	var next atomic.Uint64
 	next.Store(from)
 	t.Run("seeds", func(t *testing.T) {
@@ -797,14 +807,18 @@ func TestCrashes(t *testing.T) {
 					lossy.Add(int64(w.lossy))
 					nested.Add(int64(w.nested))
 					fresh.Add(int64(w.fresh))
+					placed.Add(int64(w.placed))
 					released.Add(int64(w.released))
 				}
 			})
 		}
 	})
-	t.Logf("%d crash points of seeds %d to %d: %d lost or tore a page that was not synced, %d were crashes of a recovery; %d entries in fresh chunks; %d maps were left to be released", looked.Load(), from, min(to, next.Load()-1), lossy.Load(), nested.Load(), fresh.Load(), released.Load())
+	t.Logf("%d crash points of seeds %d to %d: %d lost or tore a page that was not synced, %d were crashes of a recovery; %d entries and %d installs in fresh chunks; %d maps were left to be released", looked.Load(), from, min(to, next.Load()-1), lossy.Load(), nested.Load(), fresh.Load(), placed.Load(), released.Load())
 	if !t.Failed() && looked.Load() > 1000 && fresh.Load() < looked.Load()/20 {
 		t.Errorf("too few entries in fresh chunks")
+	}
+	if !t.Failed() && looked.Load() > 1000 && placed.Load() < looked.Load()/200 {
+		t.Errorf("too few installs in fresh chunks")
 	}
 	if !t.Failed() && looked.Load() > 1000 && released.Load() < looked.Load()/20 {
 		t.Errorf("too few maps that were being released")

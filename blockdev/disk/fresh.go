@@ -31,6 +31,10 @@ import (
 // batch, on a page of its own. (Behind others in their last page it would stay in
 // front of whatever is written next, with the same serial.)
 //
+// An install of a whole chunk goes the same way (InstallChunk): the map takes its fresh
+// chunk at once, and it stays unwritten until a checkpoint in the same way. Its second
+// place is promised to the chunk if it had none.
+//
 // Bytes in fresh chunks count as if they were in the log, in the file that holds their
 // record. So all that bounds a log bounds them too: back-pressure, a volume's share,
 // what an open has to read, and what the index keeps in memory.
@@ -51,15 +55,26 @@ func leadBlocks(off int64) int64 { return (pageUpTo(off, chunkSize) - off) / blo
 func pageUpTo(n, unit int64) int64 { return (n + unit - 1) / unit * unit }
 
 // The extra of a WRITE with flag 4: the number on the disk, u32, of the chunk that
-// holds each whole chunk of its range, in order.
+// holds each whole chunk of its range, in order. That of a CHUNK_INSTALL with flag 4
+// ends with the number of the chunk that holds it all.
 
 // list makes the record refer to fresh chunks. Its payload is what they do not hold.
 func (r *record) list(fresh []uint32) {
 	r.flags |= flagFresh
-	r.extra = make([]byte, 4*len(fresh))
-	for i, c := range fresh {
-		binary.LittleEndian.PutUint32(r.extra[4*i:], c)
+	for _, c := range fresh {
+		r.extra = binary.LittleEndian.AppendUint32(r.extra, c)
 	}
+}
+
+// freshList is the part of extra that lists fresh chunks.
+func (r *record) freshList() []byte {
+	switch {
+	case r.flags&flagFresh == 0:
+		return nil
+	case r.typ == recInstall:
+		return r.extra[min(installSize, len(r.extra)):]
+	}
+	return r.extra
 }
 
 // refer is list for a record whose payload holds all of the range until now.
@@ -79,34 +94,37 @@ func (r *record) refer(fresh []uint32) {
 
 // freshChunks returns the chunks that the record refers to, or nil.
 func (r *record) freshChunks() []uint32 {
-	if r.flags&flagFresh == 0 {
+	list := r.freshList()
+	if list == nil {
 		return nil
 	}
-	fresh := make([]uint32, len(r.extra)/4)
+	fresh := make([]uint32, len(list)/4)
 	for i := range fresh {
-		fresh[i] = binary.LittleEndian.Uint32(r.extra[4*i:])
+		fresh[i] = binary.LittleEndian.Uint32(list[4*i:])
 	}
 	return fresh
 }
 
 // freshBytes is how much of the record's bytes is in fresh chunks.
-func (r *record) freshBytes() int64 {
-	if r.flags&flagFresh == 0 {
-		return 0
-	}
-	return int64(len(r.extra)/4) * chunkSize
-}
+func (r *record) freshBytes() int64 { return int64(len(r.freshList())/4) * chunkSize }
 
 // freshFits reports whether the record lists the chunks that its range needs.
 func (r *record) freshFits() bool {
 	if r.flags&flagFresh == 0 {
 		return true
 	}
-	if r.typ != recWrite || r.length != int64(len(r.crc))*blockSize || r.length > holdfast.MaxOpSize || r.off > maxSegment || len(r.extra)%4 != 0 {
+	list := r.freshList()
+	if r.length != int64(len(r.crc))*blockSize || r.length > holdfast.MaxOpSize || r.off > maxSegment || len(list)%4 != 0 {
 		return false
 	}
 	_, n := wholeChunks(r.off, r.length)
-	return n > 0 && int64(len(r.extra)/4) == n
+	switch {
+	case n == 0 || int64(len(list)/4) != n:
+		return false
+	case r.typ == recInstall:
+		return r.length == chunkSize && len(r.extra) == installSize+4
+	}
+	return r.typ == recWrite
 }
 
 // edgesMatch reports whether the payload matches the checksums of what it holds.
@@ -363,6 +381,20 @@ func (d *Disk) writeRun(run *chunkRun) error {
 	return nil
 }
 
+// writeWhole does the same with one chunk of data.
+func (d *Disk) writeWhole(data []byte, phys uint32) error {
+	if err := d.failed(); err != nil {
+		return err
+	}
+	b := d.buffer()
+	defer d.buffers.Put(b)
+	copy(*b, data)
+	if _, err := d.direct.WriteAt(*b, d.chunkOffset(phys)); err != nil {
+		return d.fail(holdfast.Errorf(holdfast.ErrIO, "write chunk %d: %w", phys, err))
+	}
+	return nil
+}
+
 // runOfChunks counts the chunks at the start that lie one after the other.
 func runOfChunks(chunks []uint32) int {
 	n := 1
@@ -440,22 +472,31 @@ func (r *Replica) turn(chunk int64, old, now *chunkEntry, p *chunkPlan) {
 	if now.typ != chunkMapped || old.typ == chunkMapped && old.phys == now.phys {
 		return
 	}
-	f, was := r.flips[chunk]
-	if was {
+	fresh := false
+	if p.src[0] != nil {
+		phys, ok := p.src[0].whole(chunk)
+		fresh = ok && phys == now.phys
+	}
+	switch f, was := r.flips[chunk]; {
+	case fresh:
+		r.turnTo(chunk, old, now.phys)
+	case was:
 		r.d.alloc.later(f.phys)
 		delete(r.flips, chunk)
 	}
-	if p.src[0] == nil {
-		return
-	}
-	if phys, ok := p.src[0].whole(chunk); !ok || phys != now.phys {
-		return
-	}
-	if !was && old.typ == chunkMapped {
+}
+
+// turnTo notes that a chunk's place is a fresh one, instead of that which it had. Under
+// mu; the caller holds applying.
+func (r *Replica) turnTo(chunk int64, old *chunkEntry, phys uint32) {
+	f, was := r.flips[chunk]
+	if was {
+		r.d.alloc.later(f.phys)
+	} else if old.typ == chunkMapped {
 		r.unkeep(old.phys)
 		f.spare, f.has = old.phys, true
 	}
-	f.phys = now.phys
+	f.phys = phys
 	r.flips[chunk] = f
 }
 
@@ -515,10 +556,13 @@ func (r *Replica) leftFlip(chunk int64, now *chunkEntry) {
 	if !ok || now.typ == chunkMapped && now.phys == f.phys {
 		return
 	}
-	if f.has && !(now.typ == chunkMapped && now.phys == f.spare) {
+	delete(r.flips, chunk)
+	switch {
+	case !f.has:
+		r.dropPromise(chunk)
+	case now.typ != chunkMapped || now.phys != f.spare:
 		r.d.alloc.later(f.spare)
 	}
-	delete(r.flips, chunk)
 }
 
 // dropFlips frees all second places. Under mu; the caller holds applying.
@@ -564,12 +608,14 @@ func (r *Replica) settleFresh(was, applied holdfast.Seq) (spares []uint32) {
 			}
 		}
 	}
-	for _, f := range r.flips {
+	for chunk, f := range r.flips {
+		delete(r.flips, chunk)
 		if f.has {
 			spares = append(spares, f.spare)
+		} else {
+			r.dropPromise(chunk) // it needs no second place any more
 		}
 	}
-	clear(r.flips)
 	r.index.drop(lost)
 	for c, s := range r.kept {
 		if s < r.first() {
@@ -723,6 +769,27 @@ func (p *replay) claim(r *Replica, e *logEntry) {
 	}
 	p.d.alloc.giveBack(e.fresh[:n])
 	e.bad, e.fresh = true, nil
+}
+
+// foundInstall is an install above the checkpoint.
+type foundInstall struct {
+	*found
+	taken bool // its fresh chunk is in use for it
+	whole bool // and all of it matches
+}
+
+// claimInstall does the same for an install. What matches is not lost.
+func (p *replay) claimInstall(r *Replica, f *foundInstall) {
+	fresh := f.freshChunks()
+	if fresh == nil {
+		return
+	}
+	ok, err := p.d.freshMatches(f.off, fresh, f.crc)
+	f.taken = int64(fresh[0]) < p.d.alloc.chunks && p.d.alloc.use(int64(fresh[0]))
+	f.whole = f.taken && err == nil && ok
+	if !f.whole {
+		p.log.lost = append(p.log.lost, lostChunks{r.desc.Replica, f.seq, Range{f.off, f.length}})
+	}
 }
 
 // lostChunks is an entry whose fresh chunks were durable and do not match.

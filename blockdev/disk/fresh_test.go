@@ -366,6 +366,7 @@ func TestFreshReusedDuringOpen(t *testing.T) {
 	for i, crc := range crcsOf(c.Data) {
 		c.State[i], c.CRC[i] = BlockData, crc
 	}
+	c.State[15], c.CRC[15] = BlockZero, 0 // whole it would have a fresh chunk
 	if err := r.InstallChunk(c); err != nil {
 		t.Fatal(err)
 	}

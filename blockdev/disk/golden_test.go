@@ -62,6 +62,15 @@ func TestGoldenBytes(t *testing.T) {
 	c := Chunk{Index: 2, LastSeq: 8, AsOf: 9}
 	c.State[1], c.State[15] = BlockData, BlockPoison
 	golden(t, "v1-install.txt", encodeInstall(&c))
+	whole := wholeChunk(2, 9, 1)
+	rec = record{
+		typ: recInstall, serial: 4, open: 3, durable: 2, replica: testDesc(1, 0).Replica, seq: 9,
+		off: 2 * chunk, length: chunk, crc: whole.CRC[:], extra: encodeInstall(&whole),
+	}
+	rec.list([]uint32{0x33})
+	b = make([]byte, rec.headSize())
+	rec.encodeHead(b, seedOf(testDisk))
+	golden(t, "v1-install-fresh.txt", b)
 	golden(t, "v1-desc.txt", encodeDesc(testDesc(3, 1<<30)))
 	body := ckptBody{page: 77, crc: 0xcafe, replayFrom: 1000, upTo: 1010, replicas: 2}
 	golden(t, "v1-ckpt.txt", body.encode())
@@ -130,6 +139,7 @@ func goldenDisk(t testing.TB) *vfs.Memory {
 	if err := r.InstallChunk(c); err != nil {
 		t.Fatal(err)
 	}
+	mustInstall(t, r, wholeChunk(8, c.AsOf, 8))
 	mustAppend(t, r, writeEntry(2, 4, 16384, 4096), Entry{Epoch: 2, Seq: 5, Type: OpTrim, Offset: 1 << 29, Length: 1 << 28}, writeEntry(2, 6, 0, 4096))
 	if err := r.Truncate(5); err != nil {
 		t.Fatal(err)
@@ -237,6 +247,7 @@ func TestGoldenDisk(t *testing.T) {
 		want := pattern(1, 65536)
 		clear(want[4096:12288])
 		wantRead(t, r, 7*65536, want)
+		wantRead(t, r, 8*65536, pattern(8, 65536))
 		copy(want[16384:], pattern(4, 4096))
 		wantRead(t, r, 0, want)
 		wantRead(t, r, 1<<29, make([]byte, 8192))

@@ -267,7 +267,8 @@ func (r *Replica) readChunk(c *Chunk, e *chunkEntry) error {
 }
 
 // InstallChunk replaces a chunk by what a source read as of entry c.AsOf, with
-// one WAL record; received on return, durable with the next Sync. Logged
+// one WAL record; received on return, durable with the next Sync. A chunk that is data
+// all over is written to its place before, and not to the log (fresh.go). Logged
 // entries above AsOf stay in force, those up to it are in the chunk (R11). A
 // chunk of all zero states frees the chunk. It is refused (ErrRefused) with
 // AsOf below Status().Checkpoint, where entries above AsOf may be gone from
@@ -281,14 +282,35 @@ func (r *Replica) InstallChunk(c Chunk) error {
 	if r.d.readOnly != nil {
 		return r.d.readOnly
 	}
-	r.d.slow(r, chunkSize)
+	cost := int64(chunkSize)
+	if c.whole() {
+		cost /= largeDiscount
+	}
+	r.d.slow(r, cost)
 	r.order.Lock()
 	defer r.order.Unlock()
 	if err := r.d.makeRoom(r); err != nil {
 		return err
 	}
+	var fresh []uint32
+	if c.whole() {
+		fresh = r.d.takeFresh(1)
+	}
+	if fresh != nil {
+		if err := r.d.writeWhole(c.Data, fresh[0]); err != nil {
+			return err
+		}
+		defer func() {
+			if fresh != nil { // nothing refers to it
+				r.d.alloc.giveBack(fresh)
+			}
+		}()
+	}
 	for reclaimed := false; ; {
-		err := r.installOnce(&c, rec)
+		flipped, err := r.installOnce(&c, rec, fresh)
+		if flipped {
+			fresh = nil
+		}
 		if err == nil {
 			return nil
 		}
@@ -307,6 +329,16 @@ func (r *Replica) InstallChunk(c Chunk) error {
 		}
 		reclaimed = !room
 	}
+}
+
+// whole says whether all blocks of the chunk are data.
+func (c *Chunk) whole() bool {
+	for _, s := range c.State {
+		if s != BlockData {
+			return false
+		}
+	}
+	return true
 }
 
 // checkInstall checks a chunk and makes its record.
@@ -339,8 +371,10 @@ func (r *Replica) checkInstall(c *Chunk) (record, error) {
 	return rec, nil
 }
 
-// installOnce logs and installs. The caller holds order.
-func (r *Replica) installOnce(c *Chunk, rec record) error {
+// installOnce logs and installs, by way of the fresh chunk that holds it already, if
+// there is one and no applied entry lies above it: flipped says whether. The caller holds
+// order.
+func (r *Replica) installOnce(c *Chunk, rec record, fresh []uint32) (flipped bool, err error) {
 	r.d.gate.RLock()
 	defer r.d.gate.RUnlock()
 	r.applying.Lock()
@@ -348,48 +382,46 @@ func (r *Replica) installOnce(c *Chunk, rec record) error {
 	r.mu.RLock()
 	err, ckpt := r.usable(), r.ckpt
 	_, promised := r.reserved[c.Index]
+	applied, _ := r.appliedAbove(c)
 	r.mu.RUnlock()
 	if err != nil {
-		return err
+		return false, err
 	}
 	old, err := r.lookupChunk(c.Index)
 	switch {
 	case err != nil:
-		return err
+		return false, err
 	case c.AsOf < ckpt:
-		return holdfast.Errorf(holdfast.ErrRefused, "it is as of entry %d, and the log before entry %d may be gone", c.AsOf, ckpt)
+		return false, holdfast.Errorf(holdfast.ErrRefused, "it is as of entry %d, and the log before entry %d may be gone", c.AsOf, ckpt)
 	case c.AsOf < old.asOf:
-		return holdfast.Errorf(holdfast.ErrRefused, "it is as of entry %d, older than what was installed as of %d", c.AsOf, old.asOf)
+		return false, holdfast.Errorf(holdfast.ErrRefused, "it is as of entry %d, older than what was installed as of %d", c.AsOf, old.asOf)
 	}
 	needs := packStates(&c.State) != 0
-	var phys uint32
-	if !needs && old.typ != chunkMapped { // its entry may need a page all the same
-		r.mu.Lock()
-		pages := r.addPages([]int64{c.Index})
-		err := r.d.alloc.reserve(0, int64(len(pages)))
-		if err != nil {
-			r.dropPages(pages)
-		}
-		r.mu.Unlock()
-		if err != nil {
-			return err
+	flipped = fresh != nil && !applied
+	// A place is promised: what is taken now, or the second one of a chunk in a fresh one
+	// that had none.
+	places := int64(0)
+	if !promised && (needs && !flipped || flipped && old.typ != chunkMapped) {
+		places = 1
+	}
+	if places > 0 || !needs && old.typ != chunkMapped { // its entry may need a page all the same
+		if err := r.promisePlace(c.Index, places); err != nil {
+			return false, err
 		}
 	}
-	if needs {
-		if !promised {
+	var phys uint32
+	switch {
+	case flipped:
+		rec.payload = nil
+		rec.list(fresh)
+		if places > 0 {
 			r.mu.Lock()
-			pages := r.addPages([]int64{c.Index})
-			k := min(1, r.credit.Load())
-			if err := r.d.alloc.exchange(k, k*r.creditPages(), 1, int64(len(pages))); err != nil {
-				r.dropPages(pages)
-				r.mu.Unlock()
-				return err
-			}
-			r.credit.Add(-k)
+			r.reserved[c.Index] = struct{}{}
 			r.mu.Unlock()
 		}
+	case needs:
 		if phys, err = r.d.alloc.take(true); err != nil {
-			return err
+			return false, err
 		}
 		if promised {
 			r.mu.Lock()
@@ -403,26 +435,85 @@ func (r *Replica) installOnce(c *Chunk, rec record) error {
 	req.where, req.done, req.err, req.class = req.where[:0], 0, nil, classEntry
 	r.begin()
 	err = r.d.wal.submit(req)
+	logged := err == nil
 	r.mu.Lock()
 	r.reflect(req)
 	r.mu.Unlock()
 	clear(req.recs)
-	if err == nil {
+	switch {
+	case !logged:
+	case flipped:
+		err = r.flipInstalled(c, fresh[0])
+	default:
 		err = r.replaceChunk(c, phys)
 	}
 	r.mu.Lock()
+	defer r.mu.Unlock()
 	clear(r.mapping)
-	r.mu.Unlock()
-	if err != nil && needs { // nothing refers to the fresh chunk
+	switch {
+	case err == nil:
+	case flipped:
+		if places > 0 {
+			r.dropPromise(c.Index)
+		}
+		if logged { // the map does not refer to it, but the record does
+			r.d.alloc.later(fresh[0])
+		}
+		return logged, err
+	case needs: // nothing refers to the new chunk
 		r.d.alloc.later(phys)
 		if promised {
 			r.d.alloc.promise(1, 0)
-			r.mu.Lock()
 			r.reserved[c.Index] = struct{}{}
-			r.mu.Unlock()
 		}
 	}
-	return err
+	return flipped, err
+}
+
+// promisePlace promises so many chunks, out of the credit first, and the pages of the map
+// that an entry for a chunk needs.
+func (r *Replica) promisePlace(chunk, places int64) error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	pages := r.addPages([]int64{chunk})
+	k := min(places, r.credit.Load())
+	if err := r.d.alloc.exchange(k, k*r.creditPages(), places, int64(len(pages))); err != nil {
+		r.dropPages(pages)
+		return err
+	}
+	r.credit.Add(-k)
+	return nil
+}
+
+// appliedAbove returns the applied entries above an install's AsOf that changed its
+// chunk, by block, and whether there are any. Under mu; the caller holds applying.
+func (r *Replica) appliedAbove(c *Chunk) (any bool, p chunkPlan) {
+	for i := range p.src {
+		p.src[i] = r.index.newestIn(c.Index*blocksPerChunk+int64(i), c.AsOf, r.applied)
+		if p.src[i] != nil {
+			any = true
+			p.last = max(p.last, p.src[i].seq)
+		}
+	}
+	return any, p
+}
+
+// flipInstalled puts an installed chunk that is in its fresh place into the map. The
+// caller holds applying, or recovers.
+func (r *Replica) flipInstalled(c *Chunk, phys uint32) error {
+	l, err := r.leaf(c.Index / leafEntries)
+	if err != nil {
+		return err
+	}
+	old := l.entries[c.Index%leafEntries]
+	e := chunkEntry{typ: chunkMapped, phys: phys, states: packStates(&c.State), crc: c.CRC, lastSeq: c.LastSeq, asOf: c.AsOf}
+	r.mu.Lock()
+	r.turnTo(c.Index, &old, phys)
+	r.setChunk(l, c.Index, e, r.applied)
+	r.foundLost()
+	r.asOf = max(r.asOf, c.AsOf)
+	r.mu.Unlock()
+	return r.spill()
 }
 
 // replaceChunk writes an installed chunk to its fresh place, with the applied
@@ -449,20 +540,12 @@ func (r *Replica) replaceChunk(c *Chunk, phys uint32) error {
 			}
 		}
 	}
-	var p chunkPlan
-	again := false
 	r.mu.Lock()
 	if old.typ == chunkMapped {
 		r.unkeep(old.phys)
 	}
 	applied := r.applied
-	for i := range p.src {
-		p.src[i] = r.index.newestIn(c.Index*blocksPerChunk+int64(i), c.AsOf, applied)
-		if p.src[i] != nil {
-			again = true
-			p.last = max(p.last, p.src[i].seq)
-		}
-	}
+	again, p := r.appliedAbove(c)
 	r.mu.Unlock()
 	if again {
 		if e.typ == chunkZero && old.typ == chunkMapped {

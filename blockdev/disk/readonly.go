@@ -83,16 +83,15 @@ func (d *Disk) openReadOnly(ctx context.Context, why error) error {
 // installedChunk is what a CHUNK_INSTALL of the log made of a chunk, on a disk
 // where it cannot be written to its place.
 type installedChunk struct {
-	Chunk // without its bytes
-	slot  int32
-	pos   [blocksPerChunk]int64 // in the slot, of the blocks that are data
+	Chunk                        // without its bytes
+	at    [blocksPerChunk]source // of the blocks that are data
 }
 
 // overlay notes the installs of the log: their blocks are read from there.
 func (p *replay) overlay() error {
 	for _, s := range p.saved {
 		for _, f := range p.logs[s.r.desc.Replica].installs {
-			if err := p.overlayOne(s.r, f); err != nil {
+			if err := p.overlayOne(s.r, &f); err != nil {
 				return err
 			}
 		}
@@ -102,28 +101,13 @@ func (p *replay) overlay() error {
 
 // overlayOne notes one install. Blocks that do not match are poison, as in a
 // recovery that writes.
-func (p *replay) overlayOne(r *Replica, f *found) error {
-	c, ok := decodeInstall(&f.record)
-	if !ok || c.Index < 0 || c.Index > (r.desc.Size-1)/chunkSize {
-		return holdfast.Errorf(holdfast.ErrIntegrity, "an install of replica %v in the log contradicts itself", f.replica)
+func (p *replay) overlayOne(r *Replica, f *foundInstall) error {
+	in := &installedChunk{}
+	c, err := p.readInstall(r, f, func(i int, src source, _ []byte) { in.at[i] = src })
+	if err != nil {
+		return err
 	}
-	in := &installedChunk{Chunk: c, slot: f.slot}
-	b := vfs.AlignedBuffer(blockSize)
-	pos := f.pos
-	for i, s := range c.State {
-		if s != BlockData {
-			continue
-		}
-		if err := p.d.wal.read(b, f.slot, pos); err != nil {
-			return holdfast.Errorf(holdfast.ErrIO, "read an install from the log: %w", err)
-		}
-		if !payloadMatches(c.CRC[i:i+1], b) {
-			in.State[i] = BlockPoison
-			r.intact = false
-		}
-		in.pos[i] = pos
-		pos += blockSize
-	}
+	in.Chunk = c
 	if r.installed == nil {
 		r.installed = map[int64]*installedChunk{}
 	}
@@ -145,7 +129,7 @@ func (r *Replica) lookupInstalled(block int64) (source, bool) {
 	i := block % blocksPerChunk
 	switch c.State[i] {
 	case BlockData:
-		return source{kind: fromLog, crc: c.CRC[i], slot: c.slot, pos: c.pos[i]}, true
+		return c.at[i], true
 	case BlockPoison:
 		return source{kind: fromLoss}, true
 	}

@@ -33,7 +33,7 @@ const (
 const (
 	flagBatchEnd = 1 << 0 // the next record starts on a fresh page
 	flagRelogged = 1 << 1 // the entry was logged before, and is moved to the head of the log
-	flagFresh    = 1 << 2 // a WRITE whose whole chunks are not in the payload, but in the chunks that extra lists; see fresh.go
+	flagFresh    = 1 << 2 // whole chunks of a WRITE, or that of an INSTALL, are not in the payload, but in the chunks that extra lists; see fresh.go
 	flagAnew     = 1 << 3 // a REBASE that drops the chunks too: the replica was damaged
 )
 
@@ -218,11 +218,12 @@ func decodeDesc(id holdfast.ReplicaID, b []byte) (ReplicaDesc, bool) {
 // metaWidth is the width of the per-block metadata in version 1: the crc.
 const metaWidth = 4
 
-// The extra of CHUNK_INSTALL, 24 bytes:
+// The extra of CHUNK_INSTALL, 24 bytes, or 28 with flag 4:
 //
 //	 0  8  lastSeq
 //	 8  8  asOf
 //	16  8  state[16], 4 bits each, block 0 in the low bits
+//	24  4  with flag 4, all states data: number of the fresh chunk that holds it
 //
 // Its range is the chunk; crc and payload hold the blocks of state data alone, in
 // order.
@@ -240,7 +241,7 @@ func encodeInstall(c *Chunk) []byte {
 // decodeInstall reads an install's extra and shares out the record's crcs.
 func decodeInstall(r *record) (Chunk, bool) {
 	c := Chunk{Index: r.off / holdfast.ChunkSize}
-	if len(r.extra) != installSize || r.off%holdfast.ChunkSize != 0 {
+	if len(r.extra)-len(r.freshList()) != installSize || r.off%holdfast.ChunkSize != 0 {
 		return c, false
 	}
 	le := binary.LittleEndian

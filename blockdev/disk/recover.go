@@ -393,13 +393,14 @@ func (d *Disk) rebuild(log *scannedLog) error {
 	installs := int64(0)
 	for _, s := range p.saved {
 		p.finish(s)
-		installs += int64(len(p.logs[s.r.desc.Replica].installs))
+		for _, f := range p.logs[s.r.desc.Replica].installs {
+			if !f.taken {
+				installs++
+			}
+		}
 		d.replicas[s.r.desc.Replica] = s.r
 	}
-	if d.opts.checking {
-		return nil // installs would be written; scan has compared them with their checksums
-	}
-	if d.readOnly != nil {
+	if d.opts.checking || d.readOnly != nil {
 		return p.overlay()
 	}
 	if err := d.sealFresh(log); err != nil {
@@ -410,7 +411,7 @@ func (d *Disk) rebuild(log *scannedLog) error {
 	}
 	for _, s := range p.saved {
 		for _, f := range p.logs[s.r.desc.Replica].installs {
-			if err := p.install(s.r, f); err != nil {
+			if err := p.install(s.r, &f); err != nil {
 				return err
 			}
 		}
@@ -509,7 +510,7 @@ type replay struct {
 type foundLog struct {
 	entries  map[holdfast.Seq]*logEntry
 	tail     holdfast.Seq
-	installs []*found
+	installs []foundInstall
 }
 
 func newReplay(d *Disk, saved map[holdfast.ReplicaID]*savedState, body ckptBody, log *scannedLog) *replay {
@@ -598,7 +599,7 @@ func (p *replay) one(f *found) error {
 		}
 	case recInstall:
 		if isNew {
-			l.installs = append(l.installs, f)
+			l.installs = append(l.installs, foundInstall{found: f})
 		}
 	case recFence:
 		r.fence = max(r.fence, f.epoch)
@@ -673,6 +674,9 @@ func (p *replay) finish(s *savedState) {
 			d.log.Error("logged bytes lost", "replica", r.desc.Replica.String(), "seq", uint64(e.seq), "offset", e.off, "length", e.length)
 		}
 	}
+	for i := range l.installs {
+		p.claimInstall(r, &l.installs[i])
+	}
 	if r.tail < s.tail {
 		r.damage("its log ends at entry %d and was durable up to %d", r.tail, s.tail)
 	}
@@ -722,43 +726,78 @@ func (p *replay) promise(r *Replica) {
 	}
 }
 
-// install does once more what an InstallChunk above the checkpoint did. Its
-// payload is in the log; an unreadable one is poison in the blocks it held.
-func (p *replay) install(r *Replica, f *found) error {
+// readInstall returns the chunk that a found CHUNK_INSTALL brought. Blocks that do not match
+// are poison; of the others data is told where they are, and what they hold.
+func (p *replay) readInstall(r *Replica, f *foundInstall, data func(block int, src source, b []byte)) (Chunk, error) {
 	c, ok := decodeInstall(&f.record)
 	if !ok || c.Index < 0 || c.Index > (r.desc.Size-1)/chunkSize {
-		return holdfast.Errorf(holdfast.ErrIntegrity, "an install of replica %v in the log contradicts itself", f.replica)
+		return c, holdfast.Errorf(holdfast.ErrIntegrity, "an install of replica %v in the log contradicts itself", f.replica)
 	}
-	c.Data = make([]byte, chunkSize)
-	payload := make([]byte, f.payloadLen)
-	if err := p.d.wal.read(payload, f.slot, f.pos); err != nil {
-		return holdfast.Errorf(holdfast.ErrIO, "read an install from the log: %w", err)
+	b := vfs.AlignedBuffer(blockSize)
+	src := source{kind: fromLog, slot: f.slot, pos: f.pos}
+	if fresh := f.freshChunks(); fresh != nil {
+		src = source{kind: fromChunk, phys: fresh[0]}
 	}
-	k := 0
 	for i, s := range c.State {
 		if s != BlockData {
 			continue
 		}
-		b := payload[k*blockSize : (k+1)*blockSize]
-		k++
-		if !payloadMatches(c.CRC[i:i+1], b) {
+		src.crc = c.CRC[i]
+		err := error(nil)
+		switch {
+		case src.kind == fromLog:
+			if err = p.d.wal.read(b, src.slot, src.pos); err != nil {
+				return c, holdfast.Errorf(holdfast.ErrIO, "read an install from the log: %w", err)
+			}
+		case f.taken:
+			_, err = p.d.main.ReadDirectAt(b, p.d.chunkOffset(src.phys)+src.pos)
+		}
+		if err != nil || src.kind == fromChunk && !f.taken || !payloadMatches(c.CRC[i:i+1], b) {
 			c.State[i], c.CRC[i] = BlockPoison, 0
 			r.intact = false
-			continue
+		} else {
+			data(i, src, b)
 		}
-		copy(c.Data[i*blockSize:], b)
+		src.pos += blockSize
 	}
+	return c, nil
+}
+
+// install does once more what an InstallChunk above the checkpoint did. Its
+// payload is in the log, or in a fresh chunk; what is unreadable of it is poison.
+func (p *replay) install(r *Replica, f *foundInstall) error {
+	data := make([]byte, chunkSize)
+	c, err := p.readInstall(r, f, func(i int, _ source, b []byte) { copy(data[i*blockSize:], b) })
+	if err != nil {
+		return err
+	}
+	c.Data = data
 	p.d.alloc.needs(int64(len(r.addPages([]int64{c.Index}))))
 	var phys uint32
+	if f.taken {
+		phys = f.freshChunks()[0]
+		old, err := r.lookupChunk(c.Index)
+		if err == nil {
+			if _, promised := r.reserved[c.Index]; !promised && old.typ != chunkMapped {
+				r.reserved[c.Index] = struct{}{}
+				p.d.alloc.promise(1, 0)
+			}
+			err = r.flipInstalled(&c, phys)
+		}
+		if errors.Is(err, holdfast.ErrIntegrity) {
+			p.d.alloc.later(phys)
+			return nil
+		}
+		return err
+	}
 	if packStates(&c.State) != 0 {
 		_, promised := r.reserved[c.Index]
 		delete(r.reserved, c.Index)
-		var err error
 		if phys, err = p.d.alloc.take(promised); err != nil {
 			return err
 		}
 	}
-	err := r.replaceChunk(&c, phys)
+	err = r.replaceChunk(&c, phys)
 	if errors.Is(err, holdfast.ErrIntegrity) { // its map is unreadable: it is damaged
 		if packStates(&c.State) != 0 {
 			p.d.alloc.later(phys)

@@ -469,8 +469,12 @@ func (r *Replica) dropPromises(entries []Entry) {
 	}
 }
 
-// dropPromise gives back what was promised to a chunk. Under mu.
+// dropPromise gives back what was promised to a chunk, unless one in a fresh place counts
+// on it. Under mu.
 func (r *Replica) dropPromise(chunk int64) {
+	if f, ok := r.flips[chunk]; ok && !f.has {
+		return
+	}
 	if _, ok := r.reserved[chunk]; ok {
 		delete(r.reserved, chunk)
 		r.d.alloc.release(1)
