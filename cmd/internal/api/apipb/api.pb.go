@@ -306,33 +306,35 @@ func (x *RemoveVolumeResponse) GetId() string {
 }
 
 type Volume struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
-	Id            string                 `protobuf:"bytes,2,opt,name=id,proto3" json:"id,omitempty"`
-	Size          int64                  `protobuf:"varint,3,opt,name=size,proto3" json:"size,omitempty"`
-	Used          int64                  `protobuf:"varint,4,opt,name=used,proto3" json:"used,omitempty"`  // bytes allocated on the fullest replica
-	State         string                 `protobuf:"bytes,5,opt,name=state,proto3" json:"state,omitempty"` // pending | detached | attached | degraded | unavailable
-	Node          string                 `protobuf:"bytes,6,opt,name=node,proto3" json:"node,omitempty"`   // holder, empty when detached
-	Epoch         uint64                 `protobuf:"varint,7,opt,name=epoch,proto3" json:"epoch,omitempty"`
-	ReplicaCount  int32                  `protobuf:"varint,8,opt,name=replica_count,json=replicaCount,proto3" json:"replica_count,omitempty"` // full copies asked for
-	Fs            string                 `protobuf:"bytes,9,opt,name=fs,proto3" json:"fs,omitempty"`
-	FsState       string                 `protobuf:"bytes,10,opt,name=fs_state,json=fsState,proto3" json:"fs_state,omitempty"` // none | formatting | formatted
-	Mkfs          string                 `protobuf:"bytes,11,opt,name=mkfs,proto3" json:"mkfs,omitempty"`
-	MountOptions  string                 `protobuf:"bytes,12,opt,name=mount_options,json=mountOptions,proto3" json:"mount_options,omitempty"`
-	MinCopies     int32                  `protobuf:"varint,13,opt,name=min_copies,json=minCopies,proto3" json:"min_copies,omitempty"`
-	OnQuorumLoss  string                 `protobuf:"bytes,14,opt,name=on_quorum_loss,json=onQuorumLoss,proto3" json:"on_quorum_loss,omitempty"`
-	Labels        map[string]string      `protobuf:"bytes,15,rep,name=labels,proto3" json:"labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
-	SegmentSize   int64                  `protobuf:"varint,16,opt,name=segment_size,json=segmentSize,proto3" json:"segment_size,omitempty"`
-	Session       string                 `protobuf:"bytes,17,opt,name=session,proto3" json:"session,omitempty"`
-	Replicas      []*Replica             `protobuf:"bytes,18,rep,name=replicas,proto3" json:"replicas,omitempty"`
-	Device        string                 `protobuf:"bytes,19,opt,name=device,proto3" json:"device,omitempty"` // on the holder, when it has a kernel device
-	Uri           string                 `protobuf:"bytes,20,opt,name=uri,proto3" json:"uri,omitempty"`       // on the holder, when exported over NBD
-	Clients       int32                  `protobuf:"varint,21,opt,name=clients,proto3" json:"clients,omitempty"`
-	Mounts        []string               `protobuf:"bytes,22,rep,name=mounts,proto3" json:"mounts,omitempty"` // ids that hold the mount
-	Mountpoint    string                 `protobuf:"bytes,23,opt,name=mountpoint,proto3" json:"mountpoint,omitempty"`
-	ReadPromises  string                 `protobuf:"bytes,24,opt,name=read_promises,json=readPromises,proto3" json:"read_promises,omitempty"` // on | off
-	Pool          string                 `protobuf:"bytes,26,opt,name=pool,proto3" json:"pool,omitempty"`                                     // its replicas stand on disks of this pool; empty: any
-	Repair        *Repair                `protobuf:"bytes,25,opt,name=repair,proto3" json:"repair,omitempty"`                                 // of a detached volume, if there is or was one to tell of
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Name  string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	Id    string                 `protobuf:"bytes,2,opt,name=id,proto3" json:"id,omitempty"`
+	Size  int64                  `protobuf:"varint,3,opt,name=size,proto3" json:"size,omitempty"`
+	// Bytes that one copy takes: of each segment the fullest in-sync replica. Unset
+	// while no node answers that has one of some segment.
+	Used          *int64            `protobuf:"varint,4,opt,name=used,proto3,oneof" json:"used,omitempty"`
+	State         string            `protobuf:"bytes,5,opt,name=state,proto3" json:"state,omitempty"` // pending | detached | attached | degraded | unavailable
+	Node          string            `protobuf:"bytes,6,opt,name=node,proto3" json:"node,omitempty"`   // holder, empty when detached
+	Epoch         uint64            `protobuf:"varint,7,opt,name=epoch,proto3" json:"epoch,omitempty"`
+	ReplicaCount  int32             `protobuf:"varint,8,opt,name=replica_count,json=replicaCount,proto3" json:"replica_count,omitempty"` // full copies asked for
+	Fs            string            `protobuf:"bytes,9,opt,name=fs,proto3" json:"fs,omitempty"`
+	FsState       string            `protobuf:"bytes,10,opt,name=fs_state,json=fsState,proto3" json:"fs_state,omitempty"` // none | formatting | formatted
+	Mkfs          string            `protobuf:"bytes,11,opt,name=mkfs,proto3" json:"mkfs,omitempty"`
+	MountOptions  string            `protobuf:"bytes,12,opt,name=mount_options,json=mountOptions,proto3" json:"mount_options,omitempty"`
+	MinCopies     int32             `protobuf:"varint,13,opt,name=min_copies,json=minCopies,proto3" json:"min_copies,omitempty"`
+	OnQuorumLoss  string            `protobuf:"bytes,14,opt,name=on_quorum_loss,json=onQuorumLoss,proto3" json:"on_quorum_loss,omitempty"`
+	Labels        map[string]string `protobuf:"bytes,15,rep,name=labels,proto3" json:"labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	SegmentSize   int64             `protobuf:"varint,16,opt,name=segment_size,json=segmentSize,proto3" json:"segment_size,omitempty"`
+	Session       string            `protobuf:"bytes,17,opt,name=session,proto3" json:"session,omitempty"`
+	Replicas      []*Replica        `protobuf:"bytes,18,rep,name=replicas,proto3" json:"replicas,omitempty"`
+	Device        string            `protobuf:"bytes,19,opt,name=device,proto3" json:"device,omitempty"` // on the holder, when it has a kernel device
+	Uri           string            `protobuf:"bytes,20,opt,name=uri,proto3" json:"uri,omitempty"`       // on the holder, when exported over NBD
+	Clients       int32             `protobuf:"varint,21,opt,name=clients,proto3" json:"clients,omitempty"`
+	Mounts        []string          `protobuf:"bytes,22,rep,name=mounts,proto3" json:"mounts,omitempty"` // ids that hold the mount
+	Mountpoint    string            `protobuf:"bytes,23,opt,name=mountpoint,proto3" json:"mountpoint,omitempty"`
+	ReadPromises  string            `protobuf:"bytes,24,opt,name=read_promises,json=readPromises,proto3" json:"read_promises,omitempty"` // on | off
+	Pool          string            `protobuf:"bytes,26,opt,name=pool,proto3" json:"pool,omitempty"`                                     // its replicas stand on disks of this pool; empty: any
+	Repair        *Repair           `protobuf:"bytes,25,opt,name=repair,proto3" json:"repair,omitempty"`                                 // of a detached volume, if there is or was one to tell of
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -389,8 +391,8 @@ func (x *Volume) GetSize() int64 {
 }
 
 func (x *Volume) GetUsed() int64 {
-	if x != nil {
-		return x.Used
+	if x != nil && x.Used != nil {
+		return *x.Used
 	}
 	return 0
 }
@@ -3128,12 +3130,12 @@ const file_api_proto_rawDesc = "" +
 	"\x13ListVolumesResponse\x121\n" +
 	"\avolumes\x18\x01 \x03(\v2\x17.holdfast.api.v1.VolumeR\avolumes\"&\n" +
 	"\x14RemoveVolumeResponse\x12\x0e\n" +
-	"\x02id\x18\x01 \x01(\tR\x02id\"\xb3\x06\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\"\xc1\x06\n" +
 	"\x06Volume\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x0e\n" +
 	"\x02id\x18\x02 \x01(\tR\x02id\x12\x12\n" +
-	"\x04size\x18\x03 \x01(\x03R\x04size\x12\x12\n" +
-	"\x04used\x18\x04 \x01(\x03R\x04used\x12\x14\n" +
+	"\x04size\x18\x03 \x01(\x03R\x04size\x12\x17\n" +
+	"\x04used\x18\x04 \x01(\x03H\x00R\x04used\x88\x01\x01\x12\x14\n" +
 	"\x05state\x18\x05 \x01(\tR\x05state\x12\x12\n" +
 	"\x04node\x18\x06 \x01(\tR\x04node\x12\x14\n" +
 	"\x05epoch\x18\a \x01(\x04R\x05epoch\x12#\n" +
@@ -3162,7 +3164,8 @@ const file_api_proto_rawDesc = "" +
 	"\x06repair\x18\x19 \x01(\v2\x17.holdfast.api.v1.RepairR\x06repair\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\x84\x01\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01B\a\n" +
+	"\x05_used\"\x84\x01\n" +
 	"\x06Repair\x12\x12\n" +
 	"\x04node\x18\x01 \x01(\tR\x04node\x12!\n" +
 	"\fsince_millis\x18\x02 \x01(\x03R\vsinceMillis\x12\x14\n" +
@@ -3551,6 +3554,7 @@ func file_api_proto_init() {
 	if File_api_proto != nil {
 		return
 	}
+	file_api_proto_msgTypes[6].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
