@@ -2108,9 +2108,9 @@ type Disk struct {
 	Path      string                 `protobuf:"bytes,3,opt,name=path,proto3" json:"path,omitempty"`
 	State     string                 `protobuf:"bytes,4,opt,name=state,proto3" json:"state,omitempty"` // ok | failed
 	Pool      string                 `protobuf:"bytes,5,opt,name=pool,proto3" json:"pool,omitempty"`
-	Size      int64                  `protobuf:"varint,6,opt,name=size,proto3" json:"size,omitempty"`
+	Size      int64                  `protobuf:"varint,6,opt,name=size,proto3" json:"size,omitempty"` // where its node does not answer: what it can have, used and free
 	Used      int64                  `protobuf:"varint,7,opt,name=used,proto3" json:"used,omitempty"`
-	Free      int64                  `protobuf:"varint,8,opt,name=free,proto3" json:"free,omitempty"`
+	Free      int64                  `protobuf:"varint,8,opt,name=free,proto3" json:"free,omitempty"` // of the disk or, of an image, what its file system has left, if that is less
 	Replicas  int32                  `protobuf:"varint,9,opt,name=replicas,proto3" json:"replicas,omitempty"`
 	OpenCount uint64                 `protobuf:"varint,10,opt,name=open_count,json=openCount,proto3" json:"open_count,omitempty"`
 	WalSize   int64                  `protobuf:"varint,11,opt,name=wal_size,json=walSize,proto3" json:"wal_size,omitempty"`
@@ -2135,6 +2135,7 @@ type Disk struct {
 	// answers, of the file system that its image is on.
 	FullPercent   int32 `protobuf:"varint,28,opt,name=full_percent,json=fullPercent,proto3" json:"full_percent,omitempty"`
 	FullHost      bool  `protobuf:"varint,29,opt,name=full_host,json=fullHost,proto3" json:"full_host,omitempty"` // it is that of the file system
+	FreeHost      bool  `protobuf:"varint,31,opt,name=free_host,json=freeHost,proto3" json:"free_host,omitempty"` // free is what the file system of its image has left: less than the disk has
 	Watermark     int32 `protobuf:"varint,30,opt,name=watermark,proto3" json:"watermark,omitempty"`               // the highest that is reached: 0, 85 (a warning), 92, 97 (what needs new space is refused)
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -2369,6 +2370,13 @@ func (x *Disk) GetFullPercent() int32 {
 func (x *Disk) GetFullHost() bool {
 	if x != nil {
 		return x.FullHost
+	}
+	return false
+}
+
+func (x *Disk) GetFreeHost() bool {
+	if x != nil {
+		return x.FreeHost
 	}
 	return false
 }
@@ -3300,7 +3308,7 @@ const file_api_proto_rawDesc = "" +
 	"\x10ListDisksRequest\x12\x12\n" +
 	"\x04node\x18\x01 \x01(\tR\x04node\"@\n" +
 	"\x11ListDisksResponse\x12+\n" +
-	"\x05disks\x18\x01 \x03(\v2\x15.holdfast.api.v1.DiskR\x05disks\"\xcb\x06\n" +
+	"\x05disks\x18\x01 \x03(\v2\x15.holdfast.api.v1.DiskR\x05disks\"\xe8\x06\n" +
 	"\x04Disk\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04node\x18\x02 \x01(\tR\x04node\x12\x12\n" +
@@ -3334,7 +3342,8 @@ const file_api_proto_rawDesc = "" +
 	"\x04open\x18\x1a \x01(\bR\x04open\x12\x18\n" +
 	"\aremoved\x18\x1b \x01(\bR\aremoved\x12!\n" +
 	"\ffull_percent\x18\x1c \x01(\x05R\vfullPercent\x12\x1b\n" +
-	"\tfull_host\x18\x1d \x01(\bR\bfullHost\x12\x1c\n" +
+	"\tfull_host\x18\x1d \x01(\bR\bfullHost\x12\x1b\n" +
+	"\tfree_host\x18\x1f \x01(\bR\bfreeHost\x12\x1c\n" +
 	"\twatermark\x18\x1e \x01(\x05R\twatermark\"\xc6\x01\n" +
 	"\vDiskReplica\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x16\n" +
