@@ -1730,6 +1730,7 @@ type Node struct {
 	Replicas        int32                  `protobuf:"varint,13,opt,name=replicas,proto3" json:"replicas,omitempty"`                                        // that are not being deleted
 	GoneMillis      int64                  `protobuf:"varint,14,opt,name=gone_millis,json=goneMillis,proto3" json:"gone_millis,omitempty"`                  // since the node that answers saw it gone
 	RebuildInMillis int64                  `protobuf:"varint,15,opt,name=rebuild_in_millis,json=rebuildInMillis,proto3" json:"rebuild_in_millis,omitempty"` // until its replicas are made anew elsewhere, while it is gone
+	Attached        []*NodeAttachment      `protobuf:"bytes,16,rep,name=attached,proto3" json:"attached,omitempty"`                                         // of InspectNode and SetNodeDuty: what it holds, by name
 	unknownFields   protoimpl.UnknownFields
 	sizeCache       protoimpl.SizeCache
 }
@@ -1869,6 +1870,98 @@ func (x *Node) GetRebuildInMillis() int64 {
 	return 0
 }
 
+func (x *Node) GetAttached() []*NodeAttachment {
+	if x != nil {
+		return x.Attached
+	}
+	return nil
+}
+
+// NodeAttachment is a volume that a node holds, and what ends that.
+type NodeAttachment struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Volume        string                 `protobuf:"bytes,1,opt,name=volume,proto3" json:"volume,omitempty"`
+	Told          bool                   `protobuf:"varint,2,opt,name=told,proto3" json:"told,omitempty"`       // the node answers, and tells who uses it
+	Mounts        int32                  `protobuf:"varint,3,opt,name=mounts,proto3" json:"mounts,omitempty"`   // containers that have it mounted
+	Clients       int32                  `protobuf:"varint,4,opt,name=clients,proto3" json:"clients,omitempty"` // of its NBD export
+	Device        string                 `protobuf:"bytes,5,opt,name=device,proto3" json:"device,omitempty"`
+	Remedy        string                 `protobuf:"bytes,6,opt,name=remedy,proto3" json:"remedy,omitempty"` // what to do for the volume to leave the node
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *NodeAttachment) Reset() {
+	*x = NodeAttachment{}
+	mi := &file_api_proto_msgTypes[25]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *NodeAttachment) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*NodeAttachment) ProtoMessage() {}
+
+func (x *NodeAttachment) ProtoReflect() protoreflect.Message {
+	mi := &file_api_proto_msgTypes[25]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use NodeAttachment.ProtoReflect.Descriptor instead.
+func (*NodeAttachment) Descriptor() ([]byte, []int) {
+	return file_api_proto_rawDescGZIP(), []int{25}
+}
+
+func (x *NodeAttachment) GetVolume() string {
+	if x != nil {
+		return x.Volume
+	}
+	return ""
+}
+
+func (x *NodeAttachment) GetTold() bool {
+	if x != nil {
+		return x.Told
+	}
+	return false
+}
+
+func (x *NodeAttachment) GetMounts() int32 {
+	if x != nil {
+		return x.Mounts
+	}
+	return 0
+}
+
+func (x *NodeAttachment) GetClients() int32 {
+	if x != nil {
+		return x.Clients
+	}
+	return 0
+}
+
+func (x *NodeAttachment) GetDevice() string {
+	if x != nil {
+		return x.Device
+	}
+	return ""
+}
+
+func (x *NodeAttachment) GetRemedy() string {
+	if x != nil {
+		return x.Remedy
+	}
+	return ""
+}
+
 type Impact struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Node          string                 `protobuf:"bytes,1,opt,name=node,proto3" json:"node,omitempty"`
@@ -1882,7 +1975,7 @@ type Impact struct {
 
 func (x *Impact) Reset() {
 	*x = Impact{}
-	mi := &file_api_proto_msgTypes[25]
+	mi := &file_api_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1894,7 +1987,7 @@ func (x *Impact) String() string {
 func (*Impact) ProtoMessage() {}
 
 func (x *Impact) ProtoReflect() protoreflect.Message {
-	mi := &file_api_proto_msgTypes[25]
+	mi := &file_api_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1907,7 +2000,7 @@ func (x *Impact) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Impact.ProtoReflect.Descriptor instead.
 func (*Impact) Descriptor() ([]byte, []int) {
-	return file_api_proto_rawDescGZIP(), []int{25}
+	return file_api_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *Impact) GetNode() string {
@@ -1957,7 +2050,7 @@ type VolumeImpact struct {
 
 func (x *VolumeImpact) Reset() {
 	*x = VolumeImpact{}
-	mi := &file_api_proto_msgTypes[26]
+	mi := &file_api_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1969,7 +2062,7 @@ func (x *VolumeImpact) String() string {
 func (*VolumeImpact) ProtoMessage() {}
 
 func (x *VolumeImpact) ProtoReflect() protoreflect.Message {
-	mi := &file_api_proto_msgTypes[26]
+	mi := &file_api_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1982,7 +2075,7 @@ func (x *VolumeImpact) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VolumeImpact.ProtoReflect.Descriptor instead.
 func (*VolumeImpact) Descriptor() ([]byte, []int) {
-	return file_api_proto_rawDescGZIP(), []int{26}
+	return file_api_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *VolumeImpact) GetVolume() string {
@@ -2022,7 +2115,7 @@ type ListDisksRequest struct {
 
 func (x *ListDisksRequest) Reset() {
 	*x = ListDisksRequest{}
-	mi := &file_api_proto_msgTypes[27]
+	mi := &file_api_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2034,7 +2127,7 @@ func (x *ListDisksRequest) String() string {
 func (*ListDisksRequest) ProtoMessage() {}
 
 func (x *ListDisksRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_proto_msgTypes[27]
+	mi := &file_api_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2047,7 +2140,7 @@ func (x *ListDisksRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListDisksRequest.ProtoReflect.Descriptor instead.
 func (*ListDisksRequest) Descriptor() ([]byte, []int) {
-	return file_api_proto_rawDescGZIP(), []int{27}
+	return file_api_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *ListDisksRequest) GetNode() string {
@@ -2066,7 +2159,7 @@ type ListDisksResponse struct {
 
 func (x *ListDisksResponse) Reset() {
 	*x = ListDisksResponse{}
-	mi := &file_api_proto_msgTypes[28]
+	mi := &file_api_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2078,7 +2171,7 @@ func (x *ListDisksResponse) String() string {
 func (*ListDisksResponse) ProtoMessage() {}
 
 func (x *ListDisksResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_proto_msgTypes[28]
+	mi := &file_api_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2091,7 +2184,7 @@ func (x *ListDisksResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListDisksResponse.ProtoReflect.Descriptor instead.
 func (*ListDisksResponse) Descriptor() ([]byte, []int) {
-	return file_api_proto_rawDescGZIP(), []int{28}
+	return file_api_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *ListDisksResponse) GetDisks() []*Disk {
@@ -2143,7 +2236,7 @@ type Disk struct {
 
 func (x *Disk) Reset() {
 	*x = Disk{}
-	mi := &file_api_proto_msgTypes[29]
+	mi := &file_api_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2155,7 +2248,7 @@ func (x *Disk) String() string {
 func (*Disk) ProtoMessage() {}
 
 func (x *Disk) ProtoReflect() protoreflect.Message {
-	mi := &file_api_proto_msgTypes[29]
+	mi := &file_api_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2168,7 +2261,7 @@ func (x *Disk) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Disk.ProtoReflect.Descriptor instead.
 func (*Disk) Descriptor() ([]byte, []int) {
-	return file_api_proto_rawDescGZIP(), []int{29}
+	return file_api_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *Disk) GetId() string {
@@ -2404,7 +2497,7 @@ type DiskReplica struct {
 
 func (x *DiskReplica) Reset() {
 	*x = DiskReplica{}
-	mi := &file_api_proto_msgTypes[30]
+	mi := &file_api_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2416,7 +2509,7 @@ func (x *DiskReplica) String() string {
 func (*DiskReplica) ProtoMessage() {}
 
 func (x *DiskReplica) ProtoReflect() protoreflect.Message {
-	mi := &file_api_proto_msgTypes[30]
+	mi := &file_api_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2429,7 +2522,7 @@ func (x *DiskReplica) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DiskReplica.ProtoReflect.Descriptor instead.
 func (*DiskReplica) Descriptor() ([]byte, []int) {
-	return file_api_proto_rawDescGZIP(), []int{30}
+	return file_api_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *DiskReplica) GetId() string {
@@ -2508,7 +2601,7 @@ type Scrub struct {
 
 func (x *Scrub) Reset() {
 	*x = Scrub{}
-	mi := &file_api_proto_msgTypes[31]
+	mi := &file_api_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2520,7 +2613,7 @@ func (x *Scrub) String() string {
 func (*Scrub) ProtoMessage() {}
 
 func (x *Scrub) ProtoReflect() protoreflect.Message {
-	mi := &file_api_proto_msgTypes[31]
+	mi := &file_api_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2533,7 +2626,7 @@ func (x *Scrub) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Scrub.ProtoReflect.Descriptor instead.
 func (*Scrub) Descriptor() ([]byte, []int) {
-	return file_api_proto_rawDescGZIP(), []int{31}
+	return file_api_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *Scrub) GetRunning() bool {
@@ -2622,7 +2715,7 @@ type DiskRequest struct {
 
 func (x *DiskRequest) Reset() {
 	*x = DiskRequest{}
-	mi := &file_api_proto_msgTypes[32]
+	mi := &file_api_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2634,7 +2727,7 @@ func (x *DiskRequest) String() string {
 func (*DiskRequest) ProtoMessage() {}
 
 func (x *DiskRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_proto_msgTypes[32]
+	mi := &file_api_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2647,7 +2740,7 @@ func (x *DiskRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DiskRequest.ProtoReflect.Descriptor instead.
 func (*DiskRequest) Descriptor() ([]byte, []int) {
-	return file_api_proto_rawDescGZIP(), []int{32}
+	return file_api_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *DiskRequest) GetId() string {
@@ -2668,7 +2761,7 @@ type AddDiskRequest struct {
 
 func (x *AddDiskRequest) Reset() {
 	*x = AddDiskRequest{}
-	mi := &file_api_proto_msgTypes[33]
+	mi := &file_api_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2680,7 +2773,7 @@ func (x *AddDiskRequest) String() string {
 func (*AddDiskRequest) ProtoMessage() {}
 
 func (x *AddDiskRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_proto_msgTypes[33]
+	mi := &file_api_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2693,7 +2786,7 @@ func (x *AddDiskRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AddDiskRequest.ProtoReflect.Descriptor instead.
 func (*AddDiskRequest) Descriptor() ([]byte, []int) {
-	return file_api_proto_rawDescGZIP(), []int{33}
+	return file_api_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *AddDiskRequest) GetNode() string {
@@ -2728,7 +2821,7 @@ type RemoveDiskRequest struct {
 
 func (x *RemoveDiskRequest) Reset() {
 	*x = RemoveDiskRequest{}
-	mi := &file_api_proto_msgTypes[34]
+	mi := &file_api_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2740,7 +2833,7 @@ func (x *RemoveDiskRequest) String() string {
 func (*RemoveDiskRequest) ProtoMessage() {}
 
 func (x *RemoveDiskRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_proto_msgTypes[34]
+	mi := &file_api_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2753,7 +2846,7 @@ func (x *RemoveDiskRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveDiskRequest.ProtoReflect.Descriptor instead.
 func (*RemoveDiskRequest) Descriptor() ([]byte, []int) {
-	return file_api_proto_rawDescGZIP(), []int{34}
+	return file_api_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *RemoveDiskRequest) GetId() string {
@@ -2788,7 +2881,7 @@ type ScrubDiskRequest struct {
 
 func (x *ScrubDiskRequest) Reset() {
 	*x = ScrubDiskRequest{}
-	mi := &file_api_proto_msgTypes[35]
+	mi := &file_api_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2800,7 +2893,7 @@ func (x *ScrubDiskRequest) String() string {
 func (*ScrubDiskRequest) ProtoMessage() {}
 
 func (x *ScrubDiskRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_proto_msgTypes[35]
+	mi := &file_api_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2813,7 +2906,7 @@ func (x *ScrubDiskRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ScrubDiskRequest.ProtoReflect.Descriptor instead.
 func (*ScrubDiskRequest) Descriptor() ([]byte, []int) {
-	return file_api_proto_rawDescGZIP(), []int{35}
+	return file_api_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *ScrubDiskRequest) GetId() string {
@@ -2845,7 +2938,7 @@ type StatusRequest struct {
 
 func (x *StatusRequest) Reset() {
 	*x = StatusRequest{}
-	mi := &file_api_proto_msgTypes[36]
+	mi := &file_api_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2857,7 +2950,7 @@ func (x *StatusRequest) String() string {
 func (*StatusRequest) ProtoMessage() {}
 
 func (x *StatusRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_proto_msgTypes[36]
+	mi := &file_api_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2870,7 +2963,7 @@ func (x *StatusRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusRequest.ProtoReflect.Descriptor instead.
 func (*StatusRequest) Descriptor() ([]byte, []int) {
-	return file_api_proto_rawDescGZIP(), []int{36}
+	return file_api_proto_rawDescGZIP(), []int{37}
 }
 
 type ClusterStatus struct {
@@ -2899,7 +2992,7 @@ type ClusterStatus struct {
 
 func (x *ClusterStatus) Reset() {
 	*x = ClusterStatus{}
-	mi := &file_api_proto_msgTypes[37]
+	mi := &file_api_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2911,7 +3004,7 @@ func (x *ClusterStatus) String() string {
 func (*ClusterStatus) ProtoMessage() {}
 
 func (x *ClusterStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_api_proto_msgTypes[37]
+	mi := &file_api_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2924,7 +3017,7 @@ func (x *ClusterStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ClusterStatus.ProtoReflect.Descriptor instead.
 func (*ClusterStatus) Descriptor() ([]byte, []int) {
-	return file_api_proto_rawDescGZIP(), []int{37}
+	return file_api_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *ClusterStatus) GetReady() bool {
@@ -3065,7 +3158,7 @@ type ErrorDetail struct {
 
 func (x *ErrorDetail) Reset() {
 	*x = ErrorDetail{}
-	mi := &file_api_proto_msgTypes[38]
+	mi := &file_api_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3077,7 +3170,7 @@ func (x *ErrorDetail) String() string {
 func (*ErrorDetail) ProtoMessage() {}
 
 func (x *ErrorDetail) ProtoReflect() protoreflect.Message {
-	mi := &file_api_proto_msgTypes[38]
+	mi := &file_api_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3090,7 +3183,7 @@ func (x *ErrorDetail) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ErrorDetail.ProtoReflect.Descriptor instead.
 func (*ErrorDetail) Descriptor() ([]byte, []int) {
-	return file_api_proto_rawDescGZIP(), []int{38}
+	return file_api_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *ErrorDetail) GetKind() string {
@@ -3269,7 +3362,7 @@ const file_api_proto_rawDesc = "" +
 	"\x02id\x18\x01 \x01(\tR\x02id\"\x12\n" +
 	"\x10ListNodesRequest\"@\n" +
 	"\x11ListNodesResponse\x12+\n" +
-	"\x05nodes\x18\x01 \x03(\v2\x15.holdfast.api.v1.NodeR\x05nodes\"\x90\x04\n" +
+	"\x05nodes\x18\x01 \x03(\v2\x15.holdfast.api.v1.NodeR\x05nodes\"\xcd\x04\n" +
 	"\x04Node\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x0e\n" +
 	"\x02id\x18\x02 \x01(\tR\x02id\x12\x18\n" +
@@ -3287,10 +3380,18 @@ const file_api_proto_rawDesc = "" +
 	"\breplicas\x18\r \x01(\x05R\breplicas\x12\x1f\n" +
 	"\vgone_millis\x18\x0e \x01(\x03R\n" +
 	"goneMillis\x12*\n" +
-	"\x11rebuild_in_millis\x18\x0f \x01(\x03R\x0frebuildInMillis\x1a9\n" +
+	"\x11rebuild_in_millis\x18\x0f \x01(\x03R\x0frebuildInMillis\x12;\n" +
+	"\battached\x18\x10 \x03(\v2\x1f.holdfast.api.v1.NodeAttachmentR\battached\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xaf\x01\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\x9e\x01\n" +
+	"\x0eNodeAttachment\x12\x16\n" +
+	"\x06volume\x18\x01 \x01(\tR\x06volume\x12\x12\n" +
+	"\x04told\x18\x02 \x01(\bR\x04told\x12\x16\n" +
+	"\x06mounts\x18\x03 \x01(\x05R\x06mounts\x12\x18\n" +
+	"\aclients\x18\x04 \x01(\x05R\aclients\x12\x16\n" +
+	"\x06device\x18\x05 \x01(\tR\x06device\x12\x16\n" +
+	"\x06remedy\x18\x06 \x01(\tR\x06remedy\"\xaf\x01\n" +
 	"\x06Impact\x12\x12\n" +
 	"\x04node\x18\x01 \x01(\tR\x04node\x12\x16\n" +
 	"\x06voters\x18\x02 \x01(\x05R\x06voters\x12\x1f\n" +
@@ -3446,7 +3547,7 @@ func file_api_proto_rawDescGZIP() []byte {
 	return file_api_proto_rawDescData
 }
 
-var file_api_proto_msgTypes = make([]protoimpl.MessageInfo, 43)
+var file_api_proto_msgTypes = make([]protoimpl.MessageInfo, 44)
 var file_api_proto_goTypes = []any{
 	(*CreateVolumeRequest)(nil),  // 0: holdfast.api.v1.CreateVolumeRequest
 	(*UpdateVolumeRequest)(nil),  // 1: holdfast.api.v1.UpdateVolumeRequest
@@ -3473,30 +3574,31 @@ var file_api_proto_goTypes = []any{
 	(*ListNodesRequest)(nil),     // 22: holdfast.api.v1.ListNodesRequest
 	(*ListNodesResponse)(nil),    // 23: holdfast.api.v1.ListNodesResponse
 	(*Node)(nil),                 // 24: holdfast.api.v1.Node
-	(*Impact)(nil),               // 25: holdfast.api.v1.Impact
-	(*VolumeImpact)(nil),         // 26: holdfast.api.v1.VolumeImpact
-	(*ListDisksRequest)(nil),     // 27: holdfast.api.v1.ListDisksRequest
-	(*ListDisksResponse)(nil),    // 28: holdfast.api.v1.ListDisksResponse
-	(*Disk)(nil),                 // 29: holdfast.api.v1.Disk
-	(*DiskReplica)(nil),          // 30: holdfast.api.v1.DiskReplica
-	(*Scrub)(nil),                // 31: holdfast.api.v1.Scrub
-	(*DiskRequest)(nil),          // 32: holdfast.api.v1.DiskRequest
-	(*AddDiskRequest)(nil),       // 33: holdfast.api.v1.AddDiskRequest
-	(*RemoveDiskRequest)(nil),    // 34: holdfast.api.v1.RemoveDiskRequest
-	(*ScrubDiskRequest)(nil),     // 35: holdfast.api.v1.ScrubDiskRequest
-	(*StatusRequest)(nil),        // 36: holdfast.api.v1.StatusRequest
-	(*ClusterStatus)(nil),        // 37: holdfast.api.v1.ClusterStatus
-	(*ErrorDetail)(nil),          // 38: holdfast.api.v1.ErrorDetail
-	nil,                          // 39: holdfast.api.v1.CreateVolumeRequest.OptionsEntry
-	nil,                          // 40: holdfast.api.v1.UpdateVolumeRequest.OptionsEntry
-	nil,                          // 41: holdfast.api.v1.Volume.LabelsEntry
-	nil,                          // 42: holdfast.api.v1.Node.LabelsEntry
+	(*NodeAttachment)(nil),       // 25: holdfast.api.v1.NodeAttachment
+	(*Impact)(nil),               // 26: holdfast.api.v1.Impact
+	(*VolumeImpact)(nil),         // 27: holdfast.api.v1.VolumeImpact
+	(*ListDisksRequest)(nil),     // 28: holdfast.api.v1.ListDisksRequest
+	(*ListDisksResponse)(nil),    // 29: holdfast.api.v1.ListDisksResponse
+	(*Disk)(nil),                 // 30: holdfast.api.v1.Disk
+	(*DiskReplica)(nil),          // 31: holdfast.api.v1.DiskReplica
+	(*Scrub)(nil),                // 32: holdfast.api.v1.Scrub
+	(*DiskRequest)(nil),          // 33: holdfast.api.v1.DiskRequest
+	(*AddDiskRequest)(nil),       // 34: holdfast.api.v1.AddDiskRequest
+	(*RemoveDiskRequest)(nil),    // 35: holdfast.api.v1.RemoveDiskRequest
+	(*ScrubDiskRequest)(nil),     // 36: holdfast.api.v1.ScrubDiskRequest
+	(*StatusRequest)(nil),        // 37: holdfast.api.v1.StatusRequest
+	(*ClusterStatus)(nil),        // 38: holdfast.api.v1.ClusterStatus
+	(*ErrorDetail)(nil),          // 39: holdfast.api.v1.ErrorDetail
+	nil,                          // 40: holdfast.api.v1.CreateVolumeRequest.OptionsEntry
+	nil,                          // 41: holdfast.api.v1.UpdateVolumeRequest.OptionsEntry
+	nil,                          // 42: holdfast.api.v1.Volume.LabelsEntry
+	nil,                          // 43: holdfast.api.v1.Node.LabelsEntry
 }
 var file_api_proto_depIdxs = []int32{
-	39, // 0: holdfast.api.v1.CreateVolumeRequest.options:type_name -> holdfast.api.v1.CreateVolumeRequest.OptionsEntry
-	40, // 1: holdfast.api.v1.UpdateVolumeRequest.options:type_name -> holdfast.api.v1.UpdateVolumeRequest.OptionsEntry
+	40, // 0: holdfast.api.v1.CreateVolumeRequest.options:type_name -> holdfast.api.v1.CreateVolumeRequest.OptionsEntry
+	41, // 1: holdfast.api.v1.UpdateVolumeRequest.options:type_name -> holdfast.api.v1.UpdateVolumeRequest.OptionsEntry
 	6,  // 2: holdfast.api.v1.ListVolumesResponse.volumes:type_name -> holdfast.api.v1.Volume
-	41, // 3: holdfast.api.v1.Volume.labels:type_name -> holdfast.api.v1.Volume.LabelsEntry
+	42, // 3: holdfast.api.v1.Volume.labels:type_name -> holdfast.api.v1.Volume.LabelsEntry
 	8,  // 4: holdfast.api.v1.Volume.replicas:type_name -> holdfast.api.v1.Replica
 	7,  // 5: holdfast.api.v1.Volume.repair:type_name -> holdfast.api.v1.Repair
 	11, // 6: holdfast.api.v1.Salvage.candidates:type_name -> holdfast.api.v1.SalvageCandidate
@@ -3505,57 +3607,58 @@ var file_api_proto_depIdxs = []int32{
 	6,  // 9: holdfast.api.v1.Explanation.volume:type_name -> holdfast.api.v1.Volume
 	18, // 10: holdfast.api.v1.Explanation.waits:type_name -> holdfast.api.v1.WaitReason
 	24, // 11: holdfast.api.v1.ListNodesResponse.nodes:type_name -> holdfast.api.v1.Node
-	42, // 12: holdfast.api.v1.Node.labels:type_name -> holdfast.api.v1.Node.LabelsEntry
-	29, // 13: holdfast.api.v1.Node.disks:type_name -> holdfast.api.v1.Disk
-	26, // 14: holdfast.api.v1.Impact.volumes:type_name -> holdfast.api.v1.VolumeImpact
-	29, // 15: holdfast.api.v1.ListDisksResponse.disks:type_name -> holdfast.api.v1.Disk
-	31, // 16: holdfast.api.v1.Disk.scrub:type_name -> holdfast.api.v1.Scrub
-	30, // 17: holdfast.api.v1.Disk.on_it:type_name -> holdfast.api.v1.DiskReplica
-	0,  // 18: holdfast.api.v1.Holdfast.CreateVolume:input_type -> holdfast.api.v1.CreateVolumeRequest
-	3,  // 19: holdfast.api.v1.Holdfast.ListVolumes:input_type -> holdfast.api.v1.ListVolumesRequest
-	2,  // 20: holdfast.api.v1.Holdfast.InspectVolume:input_type -> holdfast.api.v1.VolumeRequest
-	2,  // 21: holdfast.api.v1.Holdfast.RemoveVolume:input_type -> holdfast.api.v1.VolumeRequest
-	12, // 22: holdfast.api.v1.Holdfast.AttachVolume:input_type -> holdfast.api.v1.AttachVolumeRequest
-	15, // 23: holdfast.api.v1.Holdfast.DetachVolume:input_type -> holdfast.api.v1.DetachVolumeRequest
-	2,  // 24: holdfast.api.v1.Holdfast.ExplainVolume:input_type -> holdfast.api.v1.VolumeRequest
-	1,  // 25: holdfast.api.v1.Holdfast.UpdateVolume:input_type -> holdfast.api.v1.UpdateVolumeRequest
-	9,  // 26: holdfast.api.v1.Holdfast.SalvageVolume:input_type -> holdfast.api.v1.SalvageRequest
-	22, // 27: holdfast.api.v1.Holdfast.ListNodes:input_type -> holdfast.api.v1.ListNodesRequest
-	19, // 28: holdfast.api.v1.Holdfast.InspectNode:input_type -> holdfast.api.v1.NodeRequest
-	19, // 29: holdfast.api.v1.Holdfast.WhatIfDown:input_type -> holdfast.api.v1.NodeRequest
-	20, // 30: holdfast.api.v1.Holdfast.SetNodeDuty:input_type -> holdfast.api.v1.NodeDutyRequest
-	19, // 31: holdfast.api.v1.Holdfast.RemoveNode:input_type -> holdfast.api.v1.NodeRequest
-	27, // 32: holdfast.api.v1.Holdfast.ListDisks:input_type -> holdfast.api.v1.ListDisksRequest
-	33, // 33: holdfast.api.v1.Holdfast.AddDisk:input_type -> holdfast.api.v1.AddDiskRequest
-	32, // 34: holdfast.api.v1.Holdfast.InspectDisk:input_type -> holdfast.api.v1.DiskRequest
-	34, // 35: holdfast.api.v1.Holdfast.RemoveDisk:input_type -> holdfast.api.v1.RemoveDiskRequest
-	35, // 36: holdfast.api.v1.Holdfast.ScrubDisk:input_type -> holdfast.api.v1.ScrubDiskRequest
-	36, // 37: holdfast.api.v1.Holdfast.Status:input_type -> holdfast.api.v1.StatusRequest
-	6,  // 38: holdfast.api.v1.Holdfast.CreateVolume:output_type -> holdfast.api.v1.Volume
-	4,  // 39: holdfast.api.v1.Holdfast.ListVolumes:output_type -> holdfast.api.v1.ListVolumesResponse
-	6,  // 40: holdfast.api.v1.Holdfast.InspectVolume:output_type -> holdfast.api.v1.Volume
-	5,  // 41: holdfast.api.v1.Holdfast.RemoveVolume:output_type -> holdfast.api.v1.RemoveVolumeResponse
-	13, // 42: holdfast.api.v1.Holdfast.AttachVolume:output_type -> holdfast.api.v1.AttachProgress
-	16, // 43: holdfast.api.v1.Holdfast.DetachVolume:output_type -> holdfast.api.v1.DetachVolumeResponse
-	17, // 44: holdfast.api.v1.Holdfast.ExplainVolume:output_type -> holdfast.api.v1.Explanation
-	6,  // 45: holdfast.api.v1.Holdfast.UpdateVolume:output_type -> holdfast.api.v1.Volume
-	10, // 46: holdfast.api.v1.Holdfast.SalvageVolume:output_type -> holdfast.api.v1.Salvage
-	23, // 47: holdfast.api.v1.Holdfast.ListNodes:output_type -> holdfast.api.v1.ListNodesResponse
-	24, // 48: holdfast.api.v1.Holdfast.InspectNode:output_type -> holdfast.api.v1.Node
-	25, // 49: holdfast.api.v1.Holdfast.WhatIfDown:output_type -> holdfast.api.v1.Impact
-	24, // 50: holdfast.api.v1.Holdfast.SetNodeDuty:output_type -> holdfast.api.v1.Node
-	21, // 51: holdfast.api.v1.Holdfast.RemoveNode:output_type -> holdfast.api.v1.RemoveNodeResponse
-	28, // 52: holdfast.api.v1.Holdfast.ListDisks:output_type -> holdfast.api.v1.ListDisksResponse
-	29, // 53: holdfast.api.v1.Holdfast.AddDisk:output_type -> holdfast.api.v1.Disk
-	29, // 54: holdfast.api.v1.Holdfast.InspectDisk:output_type -> holdfast.api.v1.Disk
-	29, // 55: holdfast.api.v1.Holdfast.RemoveDisk:output_type -> holdfast.api.v1.Disk
-	29, // 56: holdfast.api.v1.Holdfast.ScrubDisk:output_type -> holdfast.api.v1.Disk
-	37, // 57: holdfast.api.v1.Holdfast.Status:output_type -> holdfast.api.v1.ClusterStatus
-	38, // [38:58] is the sub-list for method output_type
-	18, // [18:38] is the sub-list for method input_type
-	18, // [18:18] is the sub-list for extension type_name
-	18, // [18:18] is the sub-list for extension extendee
-	0,  // [0:18] is the sub-list for field type_name
+	43, // 12: holdfast.api.v1.Node.labels:type_name -> holdfast.api.v1.Node.LabelsEntry
+	30, // 13: holdfast.api.v1.Node.disks:type_name -> holdfast.api.v1.Disk
+	25, // 14: holdfast.api.v1.Node.attached:type_name -> holdfast.api.v1.NodeAttachment
+	27, // 15: holdfast.api.v1.Impact.volumes:type_name -> holdfast.api.v1.VolumeImpact
+	30, // 16: holdfast.api.v1.ListDisksResponse.disks:type_name -> holdfast.api.v1.Disk
+	32, // 17: holdfast.api.v1.Disk.scrub:type_name -> holdfast.api.v1.Scrub
+	31, // 18: holdfast.api.v1.Disk.on_it:type_name -> holdfast.api.v1.DiskReplica
+	0,  // 19: holdfast.api.v1.Holdfast.CreateVolume:input_type -> holdfast.api.v1.CreateVolumeRequest
+	3,  // 20: holdfast.api.v1.Holdfast.ListVolumes:input_type -> holdfast.api.v1.ListVolumesRequest
+	2,  // 21: holdfast.api.v1.Holdfast.InspectVolume:input_type -> holdfast.api.v1.VolumeRequest
+	2,  // 22: holdfast.api.v1.Holdfast.RemoveVolume:input_type -> holdfast.api.v1.VolumeRequest
+	12, // 23: holdfast.api.v1.Holdfast.AttachVolume:input_type -> holdfast.api.v1.AttachVolumeRequest
+	15, // 24: holdfast.api.v1.Holdfast.DetachVolume:input_type -> holdfast.api.v1.DetachVolumeRequest
+	2,  // 25: holdfast.api.v1.Holdfast.ExplainVolume:input_type -> holdfast.api.v1.VolumeRequest
+	1,  // 26: holdfast.api.v1.Holdfast.UpdateVolume:input_type -> holdfast.api.v1.UpdateVolumeRequest
+	9,  // 27: holdfast.api.v1.Holdfast.SalvageVolume:input_type -> holdfast.api.v1.SalvageRequest
+	22, // 28: holdfast.api.v1.Holdfast.ListNodes:input_type -> holdfast.api.v1.ListNodesRequest
+	19, // 29: holdfast.api.v1.Holdfast.InspectNode:input_type -> holdfast.api.v1.NodeRequest
+	19, // 30: holdfast.api.v1.Holdfast.WhatIfDown:input_type -> holdfast.api.v1.NodeRequest
+	20, // 31: holdfast.api.v1.Holdfast.SetNodeDuty:input_type -> holdfast.api.v1.NodeDutyRequest
+	19, // 32: holdfast.api.v1.Holdfast.RemoveNode:input_type -> holdfast.api.v1.NodeRequest
+	28, // 33: holdfast.api.v1.Holdfast.ListDisks:input_type -> holdfast.api.v1.ListDisksRequest
+	34, // 34: holdfast.api.v1.Holdfast.AddDisk:input_type -> holdfast.api.v1.AddDiskRequest
+	33, // 35: holdfast.api.v1.Holdfast.InspectDisk:input_type -> holdfast.api.v1.DiskRequest
+	35, // 36: holdfast.api.v1.Holdfast.RemoveDisk:input_type -> holdfast.api.v1.RemoveDiskRequest
+	36, // 37: holdfast.api.v1.Holdfast.ScrubDisk:input_type -> holdfast.api.v1.ScrubDiskRequest
+	37, // 38: holdfast.api.v1.Holdfast.Status:input_type -> holdfast.api.v1.StatusRequest
+	6,  // 39: holdfast.api.v1.Holdfast.CreateVolume:output_type -> holdfast.api.v1.Volume
+	4,  // 40: holdfast.api.v1.Holdfast.ListVolumes:output_type -> holdfast.api.v1.ListVolumesResponse
+	6,  // 41: holdfast.api.v1.Holdfast.InspectVolume:output_type -> holdfast.api.v1.Volume
+	5,  // 42: holdfast.api.v1.Holdfast.RemoveVolume:output_type -> holdfast.api.v1.RemoveVolumeResponse
+	13, // 43: holdfast.api.v1.Holdfast.AttachVolume:output_type -> holdfast.api.v1.AttachProgress
+	16, // 44: holdfast.api.v1.Holdfast.DetachVolume:output_type -> holdfast.api.v1.DetachVolumeResponse
+	17, // 45: holdfast.api.v1.Holdfast.ExplainVolume:output_type -> holdfast.api.v1.Explanation
+	6,  // 46: holdfast.api.v1.Holdfast.UpdateVolume:output_type -> holdfast.api.v1.Volume
+	10, // 47: holdfast.api.v1.Holdfast.SalvageVolume:output_type -> holdfast.api.v1.Salvage
+	23, // 48: holdfast.api.v1.Holdfast.ListNodes:output_type -> holdfast.api.v1.ListNodesResponse
+	24, // 49: holdfast.api.v1.Holdfast.InspectNode:output_type -> holdfast.api.v1.Node
+	26, // 50: holdfast.api.v1.Holdfast.WhatIfDown:output_type -> holdfast.api.v1.Impact
+	24, // 51: holdfast.api.v1.Holdfast.SetNodeDuty:output_type -> holdfast.api.v1.Node
+	21, // 52: holdfast.api.v1.Holdfast.RemoveNode:output_type -> holdfast.api.v1.RemoveNodeResponse
+	29, // 53: holdfast.api.v1.Holdfast.ListDisks:output_type -> holdfast.api.v1.ListDisksResponse
+	30, // 54: holdfast.api.v1.Holdfast.AddDisk:output_type -> holdfast.api.v1.Disk
+	30, // 55: holdfast.api.v1.Holdfast.InspectDisk:output_type -> holdfast.api.v1.Disk
+	30, // 56: holdfast.api.v1.Holdfast.RemoveDisk:output_type -> holdfast.api.v1.Disk
+	30, // 57: holdfast.api.v1.Holdfast.ScrubDisk:output_type -> holdfast.api.v1.Disk
+	38, // 58: holdfast.api.v1.Holdfast.Status:output_type -> holdfast.api.v1.ClusterStatus
+	39, // [39:59] is the sub-list for method output_type
+	19, // [19:39] is the sub-list for method input_type
+	19, // [19:19] is the sub-list for extension type_name
+	19, // [19:19] is the sub-list for extension extendee
+	0,  // [0:19] is the sub-list for field type_name
 }
 
 func init() { file_api_proto_init() }
@@ -3570,7 +3673,7 @@ func file_api_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_api_proto_rawDesc), len(file_api_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   43,
+			NumMessages:   44,
 			NumExtensions: 0,
 			NumServices:   1,
 		},
