@@ -23,10 +23,12 @@ func (c *cli) diskList() *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "ls", Aliases: []string{"list"}, Short: "List the disks of the cluster", Example: "  holdfast disk ls --node h1",
 		Long: "USED is what data and map take, ALLOCATED what the image takes of its file system, besides its log,\n" +
-			"RECLAIMABLE what of USED is free with the next checkpoint. FULL is of the disk or, if that is fuller, of\n" +
+			"RECLAIMABLE what of USED is free with the next checkpoint. FREE is of the disk or, of an image, what its\n" +
+			"file system has left for it, if that is less: up to where new space is refused, and shared by the images\n" +
+			"of its node on it. By that volumes are placed. FULL is of the disk or, if that is fuller, of\n" +
 			"the file system that its image is on: from 85 % the node warns, from 92 % nothing is promised to\n" +
 			"writers ahead of need, from 97 % what needs new space is refused. Of a node that does not answer only\n" +
-			"what raft knows is shown.",
+			"what raft knows is shown, and SIZE is what the disk can have: USED and FREE.",
 		Args: exactly(0, "no argument"),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			return c.call(cmd, callTimeout, func(ctx context.Context, client *api.Client) error {
@@ -105,7 +107,11 @@ func (c *cli) printDisk(d *apipb.Disk) {
 	c.field("opened", "%d times", d.OpenCount)
 	c.field("size", "%s", size(d.Size))
 	c.field("used", "%s (%d bytes)", size(d.Used), d.Used)
-	c.field("free", "%s", size(d.Free))
+	if d.FreeHost {
+		c.field("free", "%s, what the file system of its image has left", size(d.Free))
+	} else {
+		c.field("free", "%s", size(d.Free))
+	}
 	if d.FullHost {
 		c.field("full", "%s, the file system of its image", full(d))
 	} else {

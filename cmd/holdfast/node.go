@@ -68,6 +68,10 @@ func (c *cli) nodeInspect() *cobra.Command {
 					c.field("labels", "%s", labels(n.Labels))
 					c.field("attached", "%d", n.Attachments)
 					c.field("replicas", "%d", n.Replicas)
+					if len(n.Attached) > 0 {
+						fmt.Fprintln(c.out)
+						c.printAttached(n.Attached)
+					}
 					fmt.Fprintln(c.out)
 					c.printDisks(n.Disks)
 				})

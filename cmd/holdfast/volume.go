@@ -150,6 +150,10 @@ in-sync as asked for. read_promises takes effect at the next attach, the rest at
 func (c *cli) volumeList() *cobra.Command {
 	return &cobra.Command{
 		Use: "ls", Aliases: []string{"list"}, Short: "List volumes", Example: "  holdfast volume ls --json",
+		Long: "USED is what the data takes in one copy, not times the replicas, wherever they are: chunks of 64 KiB that\n" +
+			"were written and not trimmed, of each segment in its fullest in-sync replica. The nodes are asked for it,\n" +
+			"for two seconds at most. It is \"-\", null as JSON, while no node answers that has an in-sync replica.\n" +
+			"What a replica takes of its own disk, volume inspect shows.",
 		Args: exactly(0, "no argument"),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			return c.call(cmd, callTimeout, func(ctx context.Context, client *api.Client) error {
@@ -160,13 +164,21 @@ func (c *cli) volumeList() *cobra.Command {
 				return c.show(r, func() {
 					t := c.newTable("NAME", "SIZE", "USED", "STATE", "NODE", "IN-SYNC")
 					for _, v := range r.Volumes {
-						t.AppendRow([]any{v.Name, size(v.Size), size(v.Used), v.State, v.Node, inSync(v)})
+						t.AppendRow([]any{v.Name, size(v.Size), used(v), v.State, v.Node, inSync(v)})
 					}
 					t.Render()
 				})
 			})
 		},
 	}
+}
+
+// used is what a volume takes, "-" if nobody could tell.
+func used(v *apipb.Volume) string {
+	if v.Used == nil {
+		return "-"
+	}
+	return size(*v.Used)
 }
 
 // inSync says how many replicas are in sync, over all segments, of how many
@@ -206,7 +218,11 @@ func (c *cli) printVolume(v *apipb.Volume) {
 	c.field("name", "%s", v.Name)
 	c.field("id", "%s", v.Id)
 	c.field("size", "%s (%d bytes)", size(v.Size), v.Size)
-	c.field("used", "%s (%d bytes)", size(v.Used), v.Used)
+	if v.Used != nil {
+		c.field("used", "%s (%d bytes)", size(*v.Used), *v.Used)
+	} else {
+		c.field("used", "-, no node answers that has an in-sync replica")
+	}
 	c.field("state", "%s", v.State)
 	c.field("node", "%s", v.Node)
 	c.field("epoch", "%d", v.Epoch)
