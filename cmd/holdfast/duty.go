@@ -65,8 +65,8 @@ Without --wait it returns at once and the work goes on; asked again it says how 
 	f.BoolVar(&undo, "undo", false, "stop, and let the node have replicas again")
 	f.BoolVar(&force, "force", false, "although some replica has no other place")
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
-		if wait < 0 || undo && wait > 0 {
-			return holdfast.Errorf(holdfast.ErrInvalid, "--wait %v is negative, or stands beside --undo", wait)
+		if err := checkWait(wait, "--undo", undo); err != nil {
+			return err
 		}
 		return c.call(cmd, wait+callTimeout, func(ctx context.Context, client *api.Client) error {
 			duty := "draining"

@@ -131,6 +131,9 @@ func (c *cli) statusCommand() *cobra.Command {
 	}
 	cmd.Flags().DurationVar(&wait, "wait", 0, "wait as long for the cluster to be ready")
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
+		if err := checkWait(wait, "", false); err != nil {
+			return err
+		}
 		s, err := c.readyStatus(cmd, wait)
 		if err != nil {
 			return err
