@@ -18,7 +18,7 @@ COMPUTE := . ./blockdev ./blockdev/blockdevtest ./blockdev/disk ./blockdev/vfs .
 # Packages whose tests start no cluster of processes: they run side by side. All others
 # run one at a time, for on two cores they would disturb each other's takeovers.
 BESIDE := ./replication/attachment ./cmd/internal/lab ./blockdev/nbd ./raftstore/badgerlog ./cmd/bench ./replication/serve \
-	./cmd/internal/api ./cmd/internal/controller
+	./cmd/internal/api ./cmd/internal/controller ./cmd/holdfast
 
 .PHONY: help build unit test computing timed race proofs demo sim chaos bench bench-disk soak leftovers crash fuzz lint proto glossary clean
 

@@ -65,6 +65,81 @@ func TestDataDirectoryFills(t *testing.T) {
 	n.must("volume", "detach", "v")
 }
 
+// TestSparseImagesAreNotRoom: images that are larger than what their file system has left
+// count as what it has left, once for all of them. Volumes are placed by that; disk ls
+// says so on every node, also of one that is down.
+func TestSparseImagesAreNotRoom(t *testing.T) {
+	t.Parallel()
+	whole(t)
+	need(t, "mount")
+	n := newNode(t, "n1", "--bootstrap")
+	host := filepath.Join(n.dir, "host")
+	tmpfsOf(t, n, host, "300m")
+	n.flags = append(n.flags, "--disk", filepath.Join(host, "a.img")+",size=64G,wal=16M")
+	n.start()
+	n.ready()
+	other := newNode(t, "n2", "--disk", "none", "--join", n.address)
+	other.start()
+	other.ready()
+	const left = 300 << 20
+	free := func(from *node) (sum int64) {
+		t.Helper()
+		var ls struct {
+			Disks []struct {
+				Node     string
+				Free     int64
+				FreeHost bool `json:"free_host"`
+				Open     bool
+			}
+		}
+		from.decode(&ls, "disk", "ls", "--node", "n1")
+		for _, d := range ls.Disks {
+			if d.Open && !d.FreeHost {
+				t.Errorf("%s: disk ls does not say that the file system bounds %+v", from.name, d)
+			}
+			sum += d.Free
+		}
+		return sum
+	}
+	for _, from := range []*node{n, other} {
+		if got := free(from); got > left || got < left/2 {
+			t.Errorf("%s: n1 has %d free, of a file system of %d", from.name, got, left)
+		}
+	}
+	n.must("disk", "add", filepath.Join(host, "b.img")+",size=64G,wal=16M")
+	if got := free(other); got > left || got < left/2 {
+		t.Errorf("with two images: n1 has %d free, of a file system of %d", got, left)
+	}
+
+	// A smaller disk with more room gets what there is to place.
+	roomy := newNode(t, "n3", "--join", n.address)
+	roomy.flags = append(roomy.flags, "--disk", filepath.Join(roomy.dir, "c.img")+",size=8G,wal=16M")
+	roomy.start()
+	roomy.ready()
+	for _, name := range []string{"u", "v", "w"} {
+		n.must("volume", "create", name, "--size", "2G", "--replicas", "1")
+		var v struct{ Replicas []struct{ Node string } }
+		n.decode(&v, "volume", "inspect", name)
+		if len(v.Replicas) != 1 || v.Replicas[0].Node != "n3" {
+			t.Errorf("volume %s stands on %+v, want it on n3", name, v.Replicas)
+		}
+	}
+
+	// Raft is told within half a minute that the file system fills.
+	known := func() int64 { // free on all disks, as raft has it
+		var s struct{ Size, Used int64 }
+		other.decode(&s, "status")
+		return s.Size - s.Used
+	}
+	was := known()
+	var st unix.Statfs_t
+	if err := unix.Statfs(host, &st); err != nil {
+		t.Fatal(err)
+	}
+	growFiller(t, host, int64(st.Bavail)*st.Bsize-32<<20)
+	eventually(t, time.Minute, "raft knows that the file system fills", func() bool { return known() < was-100<<20 })
+}
+
 // tmpfsOf mounts a file system of a size for a node, which is killed before it goes.
 func tmpfsOf(t *testing.T, n *node, dir, size string) {
 	t.Helper()

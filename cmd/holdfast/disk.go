@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"path/filepath"
@@ -23,10 +24,12 @@ func (c *cli) diskList() *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "ls", Aliases: []string{"list"}, Short: "List the disks of the cluster", Example: "  holdfast disk ls --node h1",
 		Long: "USED is what data and map take, ALLOCATED what the image takes of its file system, besides its log,\n" +
-			"RECLAIMABLE what of USED is free with the next checkpoint. FULL is of the disk or, if that is fuller, of\n" +
+			"RECLAIMABLE what of USED is free with the next checkpoint. FREE is of the disk or, of an image, what its\n" +
+			"file system has left for it, if that is less: up to where new space is refused, and shared by the images\n" +
+			"of its node on it. By that volumes are placed. FULL is of the disk or, if that is fuller, of\n" +
 			"the file system that its image is on: from 85 % the node warns, from 92 % nothing is promised to\n" +
 			"writers ahead of need, from 97 % what needs new space is refused. Of a node that does not answer only\n" +
-			"what raft knows is shown.",
+			"what raft knows is shown, and SIZE is what the disk can have: USED and FREE.",
 		Args: exactly(0, "no argument"),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			return c.call(cmd, callTimeout, func(ctx context.Context, client *api.Client) error {
@@ -105,7 +108,11 @@ func (c *cli) printDisk(d *apipb.Disk) {
 	c.field("opened", "%d times", d.OpenCount)
 	c.field("size", "%s", size(d.Size))
 	c.field("used", "%s (%d bytes)", size(d.Used), d.Used)
-	c.field("free", "%s", size(d.Free))
+	if d.FreeHost {
+		c.field("free", "%s, what the file system of its image has left", size(d.Free))
+	} else {
+		c.field("free", "%s", size(d.Free))
+	}
 	if d.FullHost {
 		c.field("full", "%s, the file system of its image", full(d))
 	} else {
@@ -197,7 +204,9 @@ is, also with --force.`,
 			if err != nil {
 				return err
 			}
-			return c.show(d, func() { fmt.Fprintf(c.out, "%s: %s on %s, pool %s, %s\n", d.Id, d.Path, d.Node, d.Pool, size(d.Size)) })
+			return c.show(d, func() {
+				fmt.Fprintf(c.out, "%s: %s on %s, pool %s, %s\n", d.Id, d.Path, d.Node, cmp.Or(d.Pool, "none"), size(d.Size))
+			})
 		})
 	}
 	return cmd
@@ -231,8 +240,8 @@ how far it is.`,
 	f.BoolVar(&undo, "undo", false, "let it stay")
 	f.BoolVar(&force, "force", false, "although some replica has no other place: move what can be moved")
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
-		if wait < 0 || undo && wait > 0 {
-			return holdfast.Errorf(holdfast.ErrInvalid, "--wait %v is negative, or stands beside --undo", wait)
+		if err := checkWait(wait, "--undo", undo); err != nil {
+			return err
 		}
 		return c.call(cmd, wait+callTimeout, func(ctx context.Context, client *api.Client) error {
 			d, err := client.RemoveDisk(ctx, &apipb.RemoveDiskRequest{Id: args[0], Undo: undo, Force: force})
@@ -302,14 +311,17 @@ blocks were found bad or lost. One that runs already goes on as it is.`,
 	f.DurationVar(&wait, "wait", 0, "wait until all is read, with progress; exit 6 after that time")
 	f.BoolVar(&stop, "stop", false, "end the one that runs")
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
-		if wait < 0 || stop && (wait > 0 || rate != "") {
-			return holdfast.Errorf(holdfast.ErrInvalid, "--wait %v is negative, or --stop does not stand alone", wait)
+		if err := checkWait(wait, "--stop", stop); err != nil {
+			return err
 		}
 		req := &apipb.ScrubDiskRequest{Id: args[0], Stop: stop}
-		if rate != "" {
+		if f.Changed("rate") {
+			if stop {
+				return holdfast.Errorf(holdfast.ErrInvalid, "--rate %s and --stop are both given", rate).WithRemedy("give one of them")
+			}
 			var err error
 			if req.Rate, err = holdfast.ParseSize(rate); err != nil {
-				return holdfast.Errorf(holdfast.ErrInvalid, "--rate: %w", err).WithRemedy("%s", holdfast.RemedyOf(err))
+				return holdfast.Errorf(holdfast.ErrInvalid, "--rate %q is not a number of bytes a second", rate).WithRemedy("write for example --rate 256M")
 			}
 			if req.Rate == 0 {
 				return holdfast.Errorf(holdfast.ErrInvalid, "--rate %s is nothing", rate).WithRemedy("give at least 1M")

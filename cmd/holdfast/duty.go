@@ -1,8 +1,10 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"fmt"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -49,8 +51,10 @@ func (c *cli) nodeDrain() *cobra.Command {
 new ones are in sync: no volume has fewer in-sync copies meanwhile. Nothing new is placed on
 the node until --undo. Replicas of a volume that is not attached are moved when it is.
 
-Volumes attached at the node stay attached: move the containers that use them (docker node
-update --availability drain), or detach them.
+Volumes attached at the node stay attached, and are not waited for: it lists them, with who uses
+each, and how it leaves. Stop or move their containers (docker stop, or in a swarm docker node
+update --availability drain NAME): the last one that unmounts a volume detaches it. Others leave
+by holdfast volume detach. With --json they are in "attached".
 
 Without --wait it returns at once and the work goes on; asked again it says how far it is.`,
 		Example: "  holdfast node drain h1 --wait 1h\n  holdfast node drain h1 --undo",
@@ -61,8 +65,8 @@ Without --wait it returns at once and the work goes on; asked again it says how 
 	f.BoolVar(&undo, "undo", false, "stop, and let the node have replicas again")
 	f.BoolVar(&force, "force", false, "although some replica has no other place")
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
-		if wait < 0 || undo && wait > 0 {
-			return holdfast.Errorf(holdfast.ErrInvalid, "--wait %v is negative, or stands beside --undo", wait)
+		if err := checkWait(wait, "--undo", undo); err != nil {
+			return err
 		}
 		return c.call(cmd, wait+callTimeout, func(ctx context.Context, client *api.Client) error {
 			duty := "draining"
@@ -78,10 +82,38 @@ Without --wait it returns at once and the work goes on; asked again it says how 
 			}
 			return c.show(n, func() {
 				fmt.Fprintf(c.out, "%s: %s, %d replicas, %d volumes attached\n", n.Name, n.Duty, n.Replicas, n.Attachments)
+				if len(n.Attached) > 0 && !undo {
+					fmt.Fprintf(c.out, "\nA drain does not move what is attached there:\n")
+					c.printAttached(n.Attached)
+				}
 			})
 		})
 	}
 	return cmd
+}
+
+// printAttached lists the volumes that a node holds.
+func (c *cli) printAttached(list []*apipb.NodeAttachment) {
+	t := c.newTable("VOLUME", "USED BY", "TO END IT")
+	for _, a := range list {
+		t.AppendRow([]any{a.Volume, usedBy(a), a.Remedy})
+	}
+	t.Render()
+}
+
+// usedBy says who uses an attached volume, "-" if its node did not tell.
+func usedBy(a *apipb.NodeAttachment) string {
+	if !a.Told {
+		return "-"
+	}
+	var users []string
+	if a.Mounts > 0 {
+		users = append(users, fmt.Sprintf("%d container(s)", a.Mounts))
+	}
+	if a.Clients > 0 {
+		users = append(users, fmt.Sprintf("%d NBD client(s)", a.Clients))
+	}
+	return cmp.Or(strings.Join(users, ", "), "nobody")
 }
 
 // drained waits until a node has no replica, and says how far it is meanwhile.

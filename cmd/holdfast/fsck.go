@@ -2,7 +2,9 @@ package main
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 
 	"github.com/spf13/cobra"
@@ -26,6 +28,9 @@ removing it and letting it be made anew.`,
 		Example: "  holdfast disk fsck /var/lib/holdfast/disks/a.img\n  holdfast disk fsck /dev/sdb --json",
 		Args:    exactly(1, "the path of one disk or image"),
 		RunE: func(cmd *cobra.Command, args []string) error {
+			if err := isDisk(args[0]); err != nil {
+				return err
+			}
 			var progress func(done, total int64)
 			if f, ok := c.err.(*os.File); ok && isTerminal(f) {
 				progress = func(done, total int64) {
@@ -55,6 +60,30 @@ removing it and letting it be made anew.`,
 			return nil
 		},
 	}
+}
+
+// isDisk refuses what cannot be a disk, before its first byte is read.
+func isDisk(path string) error {
+	info, err := os.Stat(path)
+	switch {
+	case path == "":
+		return holdfast.Errorf(holdfast.ErrInvalid, "the path is empty").WithRemedy("holdfast disk ls shows the paths of a node's disks")
+	case errors.Is(err, fs.ErrNotExist):
+		return holdfast.Errorf(holdfast.ErrNotFound, "%s is not there", path).WithRemedy("holdfast disk ls shows the paths of a node's disks")
+	case err != nil:
+		return holdfast.Errorf(holdfast.ErrInvalid, "disk %s: %w", path, err)
+	case info.Mode().IsRegular(), info.Mode()&fs.ModeType == fs.ModeDevice:
+	default:
+		return holdfast.Errorf(holdfast.ErrInvalid, "%s is neither a file nor a block device", path).WithRemedy("holdfast disk ls shows the paths of a node's disks")
+	}
+	f, err := os.Open(path)
+	if errors.Is(err, fs.ErrPermission) {
+		return holdfast.Errorf(holdfast.ErrInvalid, "disk %s: %w", path, err).WithRemedy("run it as root")
+	}
+	if err != nil {
+		return nil //nolint:nilerr // the check says it better
+	}
+	return f.Close()
 }
 
 func (c *cli) printFsck(path string, r *disk.CheckReport) {

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"os"
 	"os/signal"
 	"syscall"
@@ -22,7 +23,7 @@ that answers block requests must never do: mount, unmount, mkfs and fsck.
 holdfast serve as root starts one by itself.`,
 		Example:            "  holdfast keeper -- serve --data-dir /var/lib/holdfast",
 		Args:               cobra.ArbitraryArgs,
-		DisableFlagParsing: true,
+		DisableFlagParsing: true, DisableFlagsInUseLine: true,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if len(args) > 0 && (args[0] == "--help" || args[0] == "-h") {
 				return cmd.Help()
@@ -47,11 +48,15 @@ holdfast serve as root starts one by itself.`,
 			if err != nil {
 				return holdfast.Errorf(holdfast.ErrInternal, "find this program: %w", err)
 			}
-			if err := os.MkdirAll(o.DataDir, 0o711); err != nil {
-				return holdfast.Errorf(holdfast.ErrInvalid, "--data-dir %s: %w", o.DataDir, err)
+			log, err := newLogger(c.err)
+			if err != nil {
+				return err
+			}
+			if err := makeDataDir(o.DataDir); err != nil {
+				return err
 			}
 			signal.Reset(os.Interrupt, syscall.SIGTERM) // the keeper's own way to end
-			code, err := keeper.Run(cmd.Context(), keeper.Options{DataDir: o.DataDir, Command: append([]string{self}, args...), Logger: newLogger(c.err)})
+			code, err := keeper.Run(cmd.Context(), keeper.Options{DataDir: o.DataDir, Command: append([]string{self}, args...), Logger: log})
 			if err != nil {
 				return err
 			}
@@ -59,4 +64,20 @@ holdfast serve as root starts one by itself.`,
 			return nil
 		},
 	}
+}
+
+// makeDataDir makes the data directory, and refuses one that cannot be written.
+func makeDataDir(dir string) error {
+	err := os.MkdirAll(dir, 0o711)
+	var f *os.File
+	if err == nil {
+		f, err = os.CreateTemp(dir, ".probe-")
+	}
+	if err == nil {
+		err = errors.Join(f.Close(), os.Remove(f.Name()))
+	}
+	if err != nil {
+		return holdfast.Errorf(holdfast.ErrInvalid, "--data-dir %s: %w", dir, err).WithRemedy("give a directory that can be written")
+	}
+	return nil
 }

@@ -68,6 +68,10 @@ func (c *cli) nodeInspect() *cobra.Command {
 					c.field("labels", "%s", labels(n.Labels))
 					c.field("attached", "%d", n.Attachments)
 					c.field("replicas", "%d", n.Replicas)
+					if len(n.Attached) > 0 {
+						fmt.Fprintln(c.out)
+						c.printAttached(n.Attached)
+					}
 					fmt.Fprintln(c.out)
 					c.printDisks(n.Disks)
 				})
@@ -127,6 +131,9 @@ func (c *cli) statusCommand() *cobra.Command {
 	}
 	cmd.Flags().DurationVar(&wait, "wait", 0, "wait as long for the cluster to be ready")
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
+		if err := checkWait(wait, "", false); err != nil {
+			return err
+		}
 		s, err := c.readyStatus(cmd, wait)
 		if err != nil {
 			return err

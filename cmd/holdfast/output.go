@@ -66,15 +66,15 @@ func seconds(millis int64) string {
 
 // newLogger logs as JSON, or in colour on a terminal. HOLDFAST_LOG is the
 // level: debug, info (default), warn or error.
-func newLogger(w io.Writer) *slog.Logger {
+func newLogger(w io.Writer) (*slog.Logger, error) {
 	var level slog.Level
-	if err := level.UnmarshalText([]byte(cmp.Or(os.Getenv("HOLDFAST_LOG"), "info"))); err != nil {
-		level = slog.LevelInfo
+	if text := cmp.Or(os.Getenv("HOLDFAST_LOG"), "info"); level.UnmarshalText([]byte(text)) != nil {
+		return nil, holdfast.Errorf(holdfast.ErrInvalid, "HOLDFAST_LOG=%q is not a level", text).WithRemedy("use debug, info, warn or error")
 	}
 	if f, ok := w.(*os.File); ok && isTerminal(f) {
-		return slog.New(tint.NewTextHandler(w, &tint.Options{Level: level, TimeFormat: time.TimeOnly}))
+		return slog.New(tint.NewTextHandler(w, &tint.Options{Level: level, TimeFormat: time.TimeOnly})), nil
 	}
-	return slog.New(slog.NewJSONHandler(w, &slog.HandlerOptions{Level: level}))
+	return slog.New(slog.NewJSONHandler(w, &slog.HandlerOptions{Level: level})), nil
 }
 
 func isTerminal(f *os.File) bool {

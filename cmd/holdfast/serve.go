@@ -9,13 +9,18 @@ import (
 
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
+	"golang.org/x/sys/unix"
 
 	"github.com/holdfast-storage/holdfast"
 	"github.com/holdfast-storage/holdfast/blockdev/disk"
 	"github.com/holdfast-storage/holdfast/cmd/internal/controller"
 	"github.com/holdfast-storage/holdfast/cmd/internal/keeper"
 	"github.com/holdfast-storage/holdfast/cmd/internal/node"
+	"github.com/holdfast-storage/holdfast/plugin/docker"
 )
+
+// pluginSocket is where the engine looks for the volume driver holdfast.
+const pluginSocket = "/run/docker/plugins/holdfast.sock"
 
 func (c *cli) serveCommand() *cobra.Command {
 	var o node.Options
@@ -25,18 +30,30 @@ func (c *cli) serveCommand() *cobra.Command {
 			return err
 		}
 		if os.Geteuid() == 0 && keeper.Under() == "" {
-			return underKeeper()
+			return startKeeper()
 		}
+		underKeeper := keeper.Under() != "" && keeper.Under() != node.KeeperOff
 		if os.Getenv("GOMAXPROCS") == "" {
 			runtime.GOMAXPROCS(disk.Processors(runtime.GOMAXPROCS(0)))
 		}
-		return node.Run(cmd.Context(), o, newLogger(c.err))
+		log, err := newLogger(c.err)
+		if err != nil {
+			return err
+		}
+		// Before the keeper is told that a daemon is there: from then on it starts
+		// one again that ends.
+		if underKeeper && *o.PluginSocket != "" {
+			if err := docker.CheckSocket(*o.PluginSocket); err != nil {
+				return err
+			}
+		}
+		return node.Run(cmd.Context(), o, log)
 	}
 	return cmd
 }
 
-// underKeeper replaces this process by a keeper that runs the same command.
-func underKeeper() error {
+// startKeeper replaces this process by a keeper that runs the same command.
+func startKeeper() error {
 	self, err := os.Executable()
 	if err == nil {
 		at := slices.Index(os.Args, "serve")
@@ -70,12 +87,12 @@ HOLDFAST_KEEPER=off leaves it out.`,
 	f.BoolVar(&o.Bootstrap, "bootstrap", false, "start a new cluster")
 	f.StringSliceVar(&o.Join, "join", nil, "HOST:PORT of members of the cluster to join")
 	f.StringVar(&o.RunDir, "run-dir", "", "directory of a second control.sock (default /run/holdfast as root)")
-	f.String("plugin-socket", "/run/docker/plugins/holdfast.sock", "socket of the Docker volume plugin; empty for none (default off where /run/docker is not writable)")
+	f.String("plugin-socket", pluginSocket, "socket of the Docker volume plugin; empty for none, as where /run/docker is not writable")
 	f.StringVar(&o.DockerSocket, "docker-socket", "/run/docker.sock", "socket of the Docker Engine")
 	f.StringVar(&o.NBDAddress, "nbd-address", "", "HOST:PORT of the NBD server (default off; DATA_DIR/nbd.sock is always on)")
 	f.DurationVar(&o.RebuildAfter, "rebuild-after", controller.DefaultGrace, "how long a node may be gone before its replicas are made anew elsewhere")
 	f.StringVar(&o.Ballast, "ballast", "1G", "size of the file that keeps room for the metadata, at least 16M")
-	f.StringArray("label", nil, "label of the node, NAME=VALUE, repeatable")
+	f.StringArrayVar(&c.labels, "label", nil, "label of the node, NAME=VALUE, repeatable")
 	f.BoolVar(&o.Insecure, "insecure", false, "allow listeners in clear beyond loopback")
 	return cmd
 }
@@ -83,27 +100,35 @@ HOLDFAST_KEEPER=off leaves it out.`,
 // finishOptions reads the environment, and the flags that are not plain values.
 func (c *cli) finishOptions(cmd *cobra.Command, o *node.Options) error {
 	f := cmd.Flags()
+	// An empty variable is like none; an empty flag is a mistake, and would start a
+	// cluster of its own.
+	if f.Changed("join") && len(o.Join) == 0 {
+		return holdfast.Errorf(holdfast.ErrInvalid, "--join is empty").WithRemedy("give HOST:PORT of a member, or leave it out")
+	}
 	if err := flagsFromEnvironment(f); err != nil {
 		return err
 	}
-	if f.Changed("plugin-socket") {
-		socket, err := f.GetString("plugin-socket")
-		if err != nil {
-			return err
-		}
-		o.PluginSocket = &socket
-	}
-	given, err := f.GetStringArray("label")
+	socket, err := f.GetString("plugin-socket")
 	if err != nil {
 		return err
 	}
+	if !f.Changed("plugin-socket") && unix.Access("/run/docker", unix.W_OK) != nil {
+		socket = ""
+	}
+	o.PluginSocket = &socket
 	o.Labels = map[string]string{}
-	for _, l := range given {
+	for _, l := range c.labels {
 		k, v, ok := strings.Cut(l, "=")
 		if !ok || k == "" {
-			return holdfast.Errorf(holdfast.ErrInvalid, "--label %q is not NAME=VALUE", l)
+			return holdfast.Errorf(holdfast.ErrInvalid, "--label %q is not NAME=VALUE", l).WithRemedy("write for example --label zone=a")
+		}
+		if other, twice := o.Labels[k]; twice {
+			return holdfast.Errorf(holdfast.ErrInvalid, "--label %s is given as %q and as %q", k, other, v).WithRemedy("give it once")
 		}
 		o.Labels[k] = v
+	}
+	if f.Changed("rebuild-after") && o.RebuildAfter == 0 {
+		return holdfast.Errorf(holdfast.ErrInvalid, "--rebuild-after 0 would make replicas anew at once").WithRemedy("leave it out for 10m, or give at least 5s")
 	}
 	o.Version, o.Commit = version, commit
 	return o.Validate()
@@ -118,6 +143,9 @@ func flagsFromEnvironment(f *pflag.FlagSet) error {
 		value, ok := os.LookupEnv(name)
 		if flag.Changed || !ok || flag.Name == "help" || flag.Name == "json" || flag.Name == "api" || first != nil {
 			return
+		}
+		if flag.Name == "address" && strings.HasPrefix(value, "unix://") {
+			return // it tells the other verbs which daemon to ask
 		}
 		values := []string{value}
 		if flag.Value.Type() == "stringArray" {

@@ -6,7 +6,9 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"strings"
+	"syscall"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -36,14 +38,29 @@ func (c *cli) call(cmd *cobra.Command, timeout time.Duration, f func(context.Con
 	defer cancel()
 	err = f(ctx, client)
 	if errors.Is(err, holdfast.ErrUnavailable) && holdfast.RemedyOf(err) == "" {
-		return holdfast.Errorf(holdfast.ErrUnavailable, "daemon at %s: %w", client.Address, err).WithRemedy("is `holdfast serve` running there? HOLDFAST_ADDRESS or --api names another")
+		return unreached(client.Address, err)
 	}
 	return err
 }
 
+// unreached says why a daemon could not be asked, without gRPC's words around it.
+func unreached(address string, err error) error {
+	why := err.Error()
+	remedy := "is `holdfast serve` running there? HOLDFAST_ADDRESS or --api names another"
+	if _, cause, ok := strings.Cut(why, "Error while dialing: "); ok {
+		why = strings.TrimSuffix(cause, `"`)
+	} else if _, cause, ok := strings.Cut(why, "error reading server preface: "); ok {
+		why = "what answers there is not the API of a node: " + strings.TrimSuffix(cause, `"`)
+		remedy = "HOLDFAST_ADDRESS or --api names the node's --address, or unix:///DATA_DIR/control.sock"
+	}
+	if strings.HasSuffix(why, syscall.EACCES.Error()) {
+		remedy = "run it as root, or as the user of `holdfast serve`"
+	}
+	return holdfast.Errorf(holdfast.ErrUnavailable, "daemon at %s: %s", address, why).WithRemedy("%s", remedy)
+}
+
 func (c *cli) volumeCreate() *cobra.Command {
 	var raw []string
-	options := map[string]string{}
 	cmd := &cobra.Command{
 		Use:     "create NAME",
 		Short:   "Create a volume",
@@ -73,16 +90,29 @@ func (c *cli) volumeCreate() *cobra.Command {
 		if err != nil {
 			return err
 		}
-		for k, v := range inline {
+		options := maps.Clone(inline)
+		if options == nil {
+			options = map[string]string{}
+		}
+		give := func(k, v string) error {
+			if other, twice := options[k]; twice && other != v {
+				return holdfast.Errorf(holdfast.ErrInvalid, "option %s is given as %q and as %q", k, other, v).WithRemedy("give it once")
+			}
 			options[k] = v
+			return nil
 		}
 		for _, pair := range raw {
 			k, v, _ := strings.Cut(pair, "=")
-			options[k] = v
+			if err := give(k, v); err != nil {
+				return err
+			}
 		}
 		for k, v := range own {
-			if f.Changed(k) {
-				options[k] = *v
+			if !f.Changed(k) {
+				continue
+			}
+			if err := give(k, *v); err != nil {
+				return err
 			}
 		}
 		if _, err := holdfast.ParseOptions(options); err != nil {
@@ -150,6 +180,10 @@ in-sync as asked for. read_promises takes effect at the next attach, the rest at
 func (c *cli) volumeList() *cobra.Command {
 	return &cobra.Command{
 		Use: "ls", Aliases: []string{"list"}, Short: "List volumes", Example: "  holdfast volume ls --json",
+		Long: "USED is what the data takes in one copy, not times the replicas, wherever they are: chunks of 64 KiB that\n" +
+			"were written and not trimmed, of each segment in its fullest in-sync replica. The nodes are asked for it,\n" +
+			"for two seconds at most. It is \"-\", null as JSON, while no node answers that has an in-sync replica.\n" +
+			"What a replica takes of its own disk, volume inspect shows.",
 		Args: exactly(0, "no argument"),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			return c.call(cmd, callTimeout, func(ctx context.Context, client *api.Client) error {
@@ -160,13 +194,21 @@ func (c *cli) volumeList() *cobra.Command {
 				return c.show(r, func() {
 					t := c.newTable("NAME", "SIZE", "USED", "STATE", "NODE", "IN-SYNC")
 					for _, v := range r.Volumes {
-						t.AppendRow([]any{v.Name, size(v.Size), size(v.Used), v.State, v.Node, inSync(v)})
+						t.AppendRow([]any{v.Name, size(v.Size), used(v), v.State, v.Node, inSync(v)})
 					}
 					t.Render()
 				})
 			})
 		},
 	}
+}
+
+// used is what a volume takes, "-" if nobody could tell.
+func used(v *apipb.Volume) string {
+	if v.Used == nil {
+		return "-"
+	}
+	return size(*v.Used)
 }
 
 // inSync says how many replicas are in sync, over all segments, of how many
@@ -206,7 +248,11 @@ func (c *cli) printVolume(v *apipb.Volume) {
 	c.field("name", "%s", v.Name)
 	c.field("id", "%s", v.Id)
 	c.field("size", "%s (%d bytes)", size(v.Size), v.Size)
-	c.field("used", "%s (%d bytes)", size(v.Used), v.Used)
+	if v.Used != nil {
+		c.field("used", "%s (%d bytes)", size(*v.Used), *v.Used)
+	} else {
+		c.field("used", "-, no node answers that has an in-sync replica")
+	}
 	c.field("state", "%s", v.State)
 	c.field("node", "%s", v.Node)
 	c.field("epoch", "%d", v.Epoch)
@@ -242,7 +288,12 @@ func (c *cli) printVolume(v *apipb.Volume) {
 func (c *cli) volumeRemove() *cobra.Command {
 	return &cobra.Command{
 		Use: "rm NAME [NAME...]", Short: "Remove volumes and their data", Example: "  holdfast volume rm data",
-		Args: cobra.MinimumNArgs(1),
+		Args: func(cmd *cobra.Command, args []string) error {
+			if len(args) == 0 {
+				return exactly(1, "one volume name or more")(cmd, args)
+			}
+			return nil
+		},
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return c.call(cmd, callTimeout, func(ctx context.Context, client *api.Client) error {
 				for _, name := range args {
@@ -276,8 +327,8 @@ detach, or when another node takes it over after this one died.`,
 	cmd.Flags().DurationVar(&wait, "wait", 60*time.Second, "how long to wait while its holder may be gone")
 	cmd.Flags().BoolVar(&force, "force", false, "fence a live holder: its clients see I/O errors")
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
-		if wait < 0 {
-			return holdfast.Errorf(holdfast.ErrInvalid, "--wait %v is negative", wait)
+		if err := checkWait(wait, "", false); err != nil {
+			return err
 		}
 		return c.call(cmd, wait+callTimeout, func(ctx context.Context, client *api.Client) error {
 			stream, err := client.AttachVolume(ctx, &apipb.AttachVolumeRequest{Name: args[0], Nbd: nbd, WaitMillis: wait.Milliseconds(), Force: force})

@@ -6,6 +6,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"strings"
 
 	"golang.org/x/sys/unix"
 
@@ -26,15 +27,7 @@ type plugSocket struct {
 // and listens there. It is ErrRefused while another process holds the lock, and
 // when path is something other than a socket.
 func openSocket(path string) (*plugSocket, error) {
-	if len(path) > maxSocketPath {
-		return nil, holdfast.Errorf(holdfast.ErrInvalid, "socket path %q has %d bytes", path, len(path)).
-			WithRemedy("a unix socket's path has at most %d", maxSocketPath)
-	}
-	// The node may start before the engine has made its directory.
-	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
-		return nil, fmt.Errorf("make the directory of plugin socket %s: %w", path, err)
-	}
-	lock, err := lockFile(path + ".lock")
+	lock, err := reserve(path)
 	if err != nil {
 		return nil, err
 	}
@@ -57,6 +50,40 @@ func openSocket(path string) (*plugSocket, error) {
 	return s, nil
 }
 
+// CheckSocket says what keeps Serve from path, before anything else is started: a
+// path that no plugin's socket can have or that cannot be made is ErrInvalid; what
+// another process serves, or is not a socket, is ErrRefused.
+func CheckSocket(path string) error {
+	lock, err := reserve(path)
+	if err != nil {
+		return err
+	}
+	defer lock.Close()
+	return replaceable(path)
+}
+
+// reserve checks path, makes its directory and takes the lock beside it.
+func reserve(path string) (*os.File, error) {
+	if !filepath.IsAbs(path) || !strings.HasSuffix(path, ".sock") {
+		return nil, holdfast.Errorf(holdfast.ErrInvalid, "plugin socket %q is not an absolute path that ends in .sock", path).
+			WithRemedy("give for example --plugin-socket /run/docker/plugins/holdfast.sock")
+	}
+	if len(path) > maxSocketPath {
+		return nil, holdfast.Errorf(holdfast.ErrInvalid, "socket path %q has %d bytes", path, len(path)).
+			WithRemedy("a unix socket's path has at most %d", maxSocketPath)
+	}
+	// The node may start before the engine has made its directory.
+	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+		return nil, unusable(path, err)
+	}
+	return lockFile(path)
+}
+
+func unusable(path string, err error) error {
+	return holdfast.Errorf(holdfast.ErrInvalid, "plugin socket %s: %w", path, err).
+		WithRemedy("give another --plugin-socket, or --plugin-socket= for none")
+}
+
 // remove takes the path away: from here no engine finds the socket.
 func (s *plugSocket) remove() error { return removeSocket(s.path) }
 
@@ -64,11 +91,12 @@ func (s *plugSocket) remove() error { return removeSocket(s.path) }
 // owners each hold a lock on a file of that name.
 func (s *plugSocket) release() error { return s.lock.Close() }
 
-// lockFile takes an exclusive lock that ends with the process.
-func lockFile(path string) (*os.File, error) {
+// lockFile takes an exclusive lock beside a socket, that ends with the process.
+func lockFile(socket string) (*os.File, error) {
+	path := socket + ".lock"
 	f, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR, 0o600)
 	if err != nil {
-		return nil, fmt.Errorf("open the lock of the plugin socket: %w", err)
+		return nil, unusable(socket, err)
 	}
 	err = unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
 	if err == nil {
@@ -82,9 +110,9 @@ func lockFile(path string) (*os.File, error) {
 	return nil, fmt.Errorf("lock %s: %w", path, err)
 }
 
-// removeSocket removes a socket at path; nothing there is success, and anything
-// else there is not ours to remove.
-func removeSocket(path string) error {
+// replaceable refuses what stands at path and is not a socket: it is not ours to
+// remove.
+func replaceable(path string) error {
 	info, err := os.Lstat(path)
 	if errors.Is(err, os.ErrNotExist) {
 		return nil
@@ -94,6 +122,14 @@ func removeSocket(path string) error {
 	}
 	if info.Mode()&os.ModeSocket == 0 {
 		return holdfast.Errorf(holdfast.ErrRefused, "%s is not a socket", path).WithRemedy("move it away, or give another --plugin-socket")
+	}
+	return nil
+}
+
+// removeSocket removes a socket at path; nothing there is success.
+func removeSocket(path string) error {
+	if err := replaceable(path); err != nil {
+		return err
 	}
 	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return fmt.Errorf("remove plugin socket %s: %w", path, err)

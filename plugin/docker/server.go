@@ -55,9 +55,6 @@ type Options struct {
 
 // Validate says what is wrong with the options, as ErrInvalid, or nil.
 func (o Options) Validate() error {
-	if !filepath.IsAbs(o.Socket) || !strings.HasSuffix(o.Socket, ".sock") {
-		return holdfast.Errorf(holdfast.ErrInvalid, "plugin socket %q is not an absolute path that ends in .sock", o.Socket)
-	}
 	if o.Volumes == nil {
 		return holdfast.Errorf(holdfast.ErrInvalid, "the plugin socket has no volumes to serve")
 	}

@@ -272,6 +272,44 @@ func TestSocketIsLocked(t *testing.T) {
 	serve(t, Options{Socket: socket})
 }
 
+// TestCheckSocket: it says what Serve would, and changes nothing.
+func TestCheckSocket(t *testing.T) {
+	dir := t.TempDir()
+	served, file, stale := filepath.Join(dir, "served.sock"), filepath.Join(dir, "file.sock"), filepath.Join(dir, "stale.sock")
+	_, c := serve(t, Options{Socket: served})
+	if err := os.WriteFile(file, []byte("precious"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	dead, err := openSocket(stale)
+	if err != nil {
+		t.Fatal(err)
+	}
+	dead.Close()
+	dead.release()
+	for _, x := range []struct {
+		path string
+		want holdfast.Kind
+		says string
+	}{
+		{"relative.sock", holdfast.ErrInvalid, "absolute"},
+		{filepath.Join(dir, "hf"), holdfast.ErrInvalid, ".sock"},
+		{filepath.Join(dir, strings.Repeat("x", 108)+".sock"), holdfast.ErrInvalid, "107"},
+		{filepath.Join(file, "below", "hf.sock"), holdfast.ErrInvalid, "--plugin-socket= for none"},
+		{"/proc/hf.sock", holdfast.ErrInvalid, "--plugin-socket= for none"},
+		{file, holdfast.ErrRefused, "not a socket"},
+		{served, holdfast.ErrRefused, "another process"},
+	} {
+		if err := CheckSocket(x.path); !errors.Is(err, x.want) || !strings.Contains(err.Error(), x.says) {
+			t.Errorf("CheckSocket(%.60q): got %v, want %v that says %q", x.path, err, x.want, x.says)
+		}
+	}
+	if err := CheckSocket(stale); err != nil || gone(stale) {
+		t.Errorf("a stale socket: got %v, gone %v, want it left for Serve", err, gone(stale))
+	}
+	c.want(t, "VolumeDriver.List", "", 200, `{"Volumes":[]}`) // the other was left alone
+	serve(t, Options{Socket: stale})
+}
+
 // TestStaleSocketIsReplaced: what a killed process left does not stand in the way.
 func TestStaleSocketIsReplaced(t *testing.T) {
 	socket := filepath.Join(t.TempDir(), "new", "hf.sock") // its directory is made

@@ -23,9 +23,9 @@ type PlaceRequest struct {
 
 // Place chooses disks for the segments of a volume: distinct nodes always,
 // distinct zones and then racks (the node labels) as far as there are enough,
-// and among those the least loaded disk. Volumes are thin: a disk's load is the
-// share of its size that is promised to replicas, or that is in use, whichever is
-// more. One fuller than MostFull is taken only if there are too few others. Too few
+// and among those the disk that is least loaded with the replica on it. Volumes are
+// thin: a disk's load is the share of its size that is promised to replicas, or that is
+// in use, whichever is more. One fuller than MostFull is taken only if there are too few others. Too few
 // nodes is ErrRefused. It is pure; the proposer calls it and CreateVolume checks it.
 func Place(v *View, req PlaceRequest) ([]SegmentPlacement, error) {
 	count, err := SegmentCount(req.Size, req.SegmentSize)
@@ -46,7 +46,7 @@ func Place(v *View, req PlaceRequest) ([]SegmentPlacement, error) {
 		var seg SegmentPlacement
 		var chosen []*candidate
 		for range req.Replicas {
-			best := pick(candidates, chosen)
+			best := pick(candidates, chosen, size)
 			best.allocated += size
 			chosen = append(chosen, best)
 			seg = append(seg, ReplicaPlacement{Replica: req.NewReplica(), Disk: best.disk.ID})
@@ -69,7 +69,7 @@ func PlaceOne(v *View, seg *Segment, req PlaceRequest) (ReplicaPlacement, error)
 			}
 		}
 	}
-	best := pick(candidates, chosen)
+	best := pick(candidates, chosen, seg.Size)
 	if best == nil {
 		return ReplicaPlacement{}, holdfast.Errorf(holdfast.ErrRefused, "no other node has a usable disk that is less than %.0f %% full", 100*MostFull).
 			WithRemedy("add a node with a disk, or ask for fewer replicas")
@@ -91,7 +91,10 @@ type candidate struct {
 
 func (c *candidate) used() int64 { return c.disk.Size - c.disk.Free }
 
-func (c *candidate) load() float64 { return float64(max(c.allocated, c.used())) / float64(c.disk.Size) }
+// load is that of the disk with so many bytes more promised.
+func (c *candidate) load(more int64) float64 {
+	return float64(max(c.allocated, c.used())+more) / float64(c.disk.Size)
+}
 
 // withRoom returns the candidates that are not fuller than MostFull.
 func withRoom(candidates []*candidate) (out []*candidate) {
@@ -136,8 +139,8 @@ func (v *View) candidates(req PlaceRequest) []*candidate {
 }
 
 // pick returns the best candidate beside those already chosen: on another node,
-// in another zone and rack if possible, least allocated, lowest id.
-func pick(candidates, chosen []*candidate) *candidate {
+// in another zone and rack if possible, least loaded with size bytes more, lowest id.
+func pick(candidates, chosen []*candidate, size int64) *candidate {
 	var best *candidate
 	var bestShared int
 	for _, c := range candidates {
@@ -155,13 +158,13 @@ func pick(candidates, chosen []*candidate) *candidate {
 		if sameNode {
 			continue
 		}
-		if best == nil || cmp.Or(cmp.Compare(shared, bestShared), compareLoad(c, best)) < 0 {
+		if best == nil || cmp.Or(cmp.Compare(shared, bestShared), compareLoad(c, best, size)) < 0 {
 			best, bestShared = c, shared
 		}
 	}
 	return best
 }
 
-func compareLoad(a, b *candidate) int {
-	return cmp.Or(cmp.Compare(a.load(), b.load()), bytes.Compare(a.disk.ID[:], b.disk.ID[:]))
+func compareLoad(a, b *candidate, more int64) int {
+	return cmp.Or(cmp.Compare(a.load(more), b.load(more)), bytes.Compare(a.disk.ID[:], b.disk.ID[:]))
 }

@@ -128,10 +128,11 @@ type Disk struct {
 	State     holdfast.DiskState
 	Reason    string // why it failed; "" when it did not
 	Pool      string
-	Size      int64 // bytes
-	Free      int64 // bytes, as of the last DiskOpen or DiskUpdate
-	Leaving   bool  // its replicas are moved to other disks, and nothing is placed on it
-	Removed   bool
+	// Size and Free are bytes, as of the last DiskOpen or DiskUpdate. Of an image Free
+	// is no more than its file system has left, and Size is what is used and Free.
+	Size, Free int64
+	Leaving    bool // its replicas are moved to other disks, and nothing is placed on it
+	Removed    bool
 }
 
 // Usable says whether replicas may be placed on a disk, as far as the disk decides.

@@ -290,4 +290,23 @@ func TestPlacementByRoom(t *testing.T) {
 	want("what is promised counts, too", 3, 0, 3, 1)
 	use(3, 70)
 	want("the more of both counts", 3, 0, 1, 3)
+	// Nothing is used of a disk whose image is of 1 TiB, on a file system with 1 GiB left.
+	w.must(&DiskUpdate{Disk: w.disks[1], OpenCount: 1, Size: 1 << 30, Free: 1 << 30})
+	want("what is promised counts against what is left of the host", 3, 0, 3, 1)
+	w.must(&DiskUpdate{Disk: w.disks[0], OpenCount: 1, Size: 1 << 30, Free: 1 << 26})
+	want("of little, little is left", 2, 3, 1)
+	x := newWorld(t, 0)
+	for range 2 {
+		x.addNode()
+	}
+	x.must(&DiskUpdate{Disk: x.disks[0], OpenCount: 1, Size: 1 << 28, Free: 1 << 28})
+	x.must(&DiskUpdate{Disk: x.disks[1], OpenCount: 1, Size: 1 << 33, Free: 1 << 33})
+	for range 3 { // an empty disk is loaded least until one sees what is to go there
+		cmd := x.createCommand("", 1<<30, 1<<30, 1)
+		cmd.Name, cmd.Placement = cmd.Volume.String(), x.place(1<<30, 1<<30, 1, 0)
+		if got := cmd.Placement[0][0].Disk; got != x.disks[1] {
+			t.Errorf("1 GiB goes to %v, which has 256 MiB, and not to %v, which has 8 GiB", got, x.disks[1])
+		}
+		x.must(cmd)
+	}
 }

@@ -57,6 +57,14 @@ func TestWriteJSON(t *testing.T) {
 	if replica["tail"] != json.Number("9223372036854775809") || replica["bytes_to_sync"] != json.Number("0") {
 		t.Errorf("got %v, want the exact tail and every field present", replica)
 	}
+	if used, is := got["used"]; !is || used != nil {
+		t.Errorf("used, which nobody told: got %v, %v, want null", used, is)
+	}
+	b.Reset()
+	v.Used = new(int64)
+	if err := WriteJSON(&b, v); err != nil || !strings.Contains(b.String(), `"used": 0,`) {
+		t.Errorf("used of nothing: %v in %s", err, b.String())
+	}
 	b.Reset()
 	if err := WriteErrorJSON(&b, holdfast.Errorf(holdfast.ErrNotFound, "no volume x").WithRemedy("create it")); err != nil || strings.TrimSpace(b.String()) != `{"error":{"kind":"not_found","message":"no volume x","remedy":"create it"}}` {
 		t.Errorf("got %s, %v", b.String(), err)

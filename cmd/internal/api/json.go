@@ -12,8 +12,8 @@ import (
 )
 
 // WriteJSON writes a message as one indented JSON object: fields by their
-// names in the .proto file, every field present, numbers as numbers (protojson
-// would write 64-bit ones as strings).
+// names in the .proto file, every field present, null where an optional one is not
+// set, numbers as numbers (protojson would write 64-bit ones as strings).
 func WriteJSON(w io.Writer, m proto.Message) error {
 	var compact, out bytes.Buffer
 	if err := appendMessage(&compact, m.ProtoReflect()); err != nil {
@@ -78,7 +78,7 @@ func appendField(b *bytes.Buffer, field protoreflect.FieldDescriptor, m protoref
 			return true
 		})
 		return appendAny(b, plain)
-	case field.Message() != nil && !m.Has(field):
+	case field.HasPresence() && !m.Has(field): // a message, or a number that is not known
 		b.WriteString("null")
 		return nil
 	}

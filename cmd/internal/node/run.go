@@ -291,7 +291,7 @@ func (n *node) openDisks(ctx context.Context) error {
 	n.serve = srv
 	n.disks = reconcile.NewDisks(reconcile.DisksOptions{Cluster: n.meta, Serve: srv, FS: vfs.OS{}, ID: n.id.Cluster, Node: n.id.Node, Instance: n.instance,
 		Probe: func(path string) (string, error) { return mount.Signature(context.WithoutCancel(ctx), path) }, InUse: mount.InUse, Class: class,
-		Save: func(list []reconcile.DiskSpec) error { return n.dir.saveJSON("disks.json", list) }, None: n.o.noDisks, MayGrow: n.space.grow, HostFill: hostFill, Logger: n.log})
+		Save: func(list []reconcile.DiskSpec) error { return n.dir.saveJSON("disks.json", list) }, None: n.o.noDisks, MayGrow: n.space.grow, HostFill: hostFill, HostRoom: n.space.room, Logger: n.log})
 	n.onClose(func(context.Context) {
 		err := srv.Close()
 		if err := errors.Join(err, n.disks.Close()); err != nil {

@@ -90,19 +90,42 @@ func (s *space) grow(path string) error {
 // hostFill is how full the file system is that an image is on, 0 to 1, as df counts
 // it; false of a device, which has all its space, and of what cannot be asked.
 func hostFill(path string) (float64, bool) {
+	_, used, avail, ok := askHost(path)
+	return float64(used) / float64(max(1, used+avail)), ok
+}
+
+// askHost asks for the file system that an image is on, in bytes.
+func askHost(path string) (info os.FileInfo, used, avail int64, ok bool) {
 	info, err := os.Stat(path)
 	if err != nil || !info.Mode().IsRegular() {
-		return 0, false
+		return nil, 0, 0, false
 	}
 	var st unix.Statfs_t
-	if err := unix.Statfs(path, &st); err != nil {
-		return 0, false
+	if err := unix.Statfs(path, &st); err != nil || st.Blocks < st.Bfree {
+		return nil, 0, 0, false
 	}
-	used := st.Blocks - st.Bfree
-	if st.Blocks < st.Bfree || used+st.Bavail == 0 {
-		return 0, false
+	used, avail = int64(st.Blocks-st.Bfree)*st.Bsize, int64(st.Bavail)*st.Bsize
+	return info, used, avail, used+avail > 0
+}
+
+// room is what the file system of an image has left for it until grow refuses.
+func (s *space) room(path string) (reconcile.HostRoom, bool) {
+	info, used, avail, ok := askHost(path)
+	if !ok {
+		return reconcile.HostRoom{}, false
 	}
-	return float64(used) / float64(used+st.Bavail), true
+	left := avail - (used+avail)/100*(100-reconcile.MarkRefuse)
+	if deviceOf(info) == s.device {
+		if s.given.Load() {
+			avail -= s.ballast
+		}
+		left = min(left, avail-2*s.ballast)
+	}
+	room := reconcile.HostRoom{FS: deviceOf(info), Left: max(0, left)}
+	if st, ok := info.Sys().(*syscall.Stat_t); ok {
+		room.Has = st.Blocks * 512 // stat(2): whatever the file system's blocks are
+	}
+	return room, true
 }
 
 // lead says why this node is not to lead, or nil.

@@ -7,6 +7,7 @@ import (
 	"testing"
 
 	"github.com/holdfast-storage/holdfast"
+	"github.com/holdfast-storage/holdfast/cmd/internal/reconcile"
 )
 
 // TestHostFill: the file system of an image counts, of what is none nothing does.
@@ -57,6 +58,51 @@ func TestSpace(t *testing.T) {
 			if got.may != (got.err == nil) || got.err != nil && (!errors.Is(got.err, holdfast.ErrNoSpace) || holdfast.RemedyOf(got.err) == "") {
 				t.Errorf("%s, %s: got %v", c.name, what, got.err)
 			}
+		}
+	}
+}
+
+// TestRoom: what is left of a file system for images ends where grow refuses them more.
+func TestRoom(t *testing.T) {
+	dir := t.TempDir()
+	image := filepath.Join(dir, "a.img")
+	if err := os.WriteFile(image, make([]byte, 1<<20), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	free, err := freeBytes(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	const slack = 1 << 30 // others use the file system, too
+	for _, c := range []struct {
+		name        string
+		ballast     int64
+		least, most int64
+	}{
+		{"plenty", 0, free/100 - slack, free - free/100*(100-reconcile.MarkRefuse)},
+		{"three quarters are twice the ballast", free / 8 * 3, free/4 - free/8, free/4 + slack},
+		{"less than twice the ballast", free/2 + free/4, 0, 0},
+	} {
+		s, err := newSpace(dir, c.ballast)
+		if err != nil {
+			t.Fatal(err)
+		}
+		room, ok := s.room(image)
+		if !ok || room.FS != s.device || room.Has < 1<<20 || room.Left < c.least || room.Left > c.most || (room.Left > 0) != (s.grow(image) == nil) {
+			t.Errorf("%s: got %+v, %v of %d free, want %d to %d; to grow: %v", c.name, room, ok, free, c.least, c.most, s.grow(image))
+		}
+		s.device++ // the data directory lies elsewhere
+		if elsewhere, _ := s.room(image); elsewhere.Left < room.Left-slack || elsewhere.Left == 0 {
+			t.Errorf("%s: got %+v, which the ballast has nothing to do with", c.name, elsewhere)
+		}
+	}
+	s, err := newSpace(dir, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, path := range []string{"/dev/null", dir, image + "-none"} {
+		if room, ok := s.room(path); ok {
+			t.Errorf("%s: got %+v, want nothing", path, room)
 		}
 	}
 }

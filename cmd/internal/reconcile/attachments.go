@@ -62,8 +62,8 @@ type Attachments struct {
 	recordMu sync.Mutex // orders the writes of the record; taken before mu
 
 	mu   sync.Mutex
-	held map[holdfast.VolumeID]*held
-	uses map[holdfast.VolumeID]use // what is in the record
+	held map[holdfast.VolumeID]*held // also what somebody asks for or waits for; see release
+	uses map[holdfast.VolumeID]use   // what is in the record
 	// repairs are the detached volumes that this process repairs, or has until raft
 	// knows that it does not.
 	repairs map[holdfast.VolumeID]*repair
@@ -84,6 +84,8 @@ type held struct {
 	// turn is held by who attaches, detaches, mounts or unmounts: one at a
 	// time for each volume. A channel, since it is held across I/O.
 	turn chan struct{}
+	// asking counts who has the turn or will want it. Attachments.mu guards it.
+	asking int
 
 	mu      sync.Mutex
 	name    string
@@ -163,16 +165,37 @@ func (a *Attachments) enter(ctx context.Context, id holdfast.VolumeID) (*held, e
 		h = &held{turn: make(chan struct{}, 1)}
 		a.held[id] = h
 	}
+	h.asking++
 	a.mu.Unlock()
 	select {
 	case h.turn <- struct{}{}:
 		return h, nil
 	case <-ctx.Done():
+		a.release(id, h)
 		return nil, holdfast.Errorf(holdfast.ErrTimeout, "another request for this volume is in progress on this node: %w", ctx.Err())
 	}
 }
 
-func (h *held) leave() { <-h.turn }
+func (a *Attachments) leave(id holdfast.VolumeID, h *held) {
+	<-h.turn
+	a.release(id, h)
+}
+
+// release ends an interest in a volume's turn, and forgets a volume of which nothing is
+// held any more. While somebody waits for the turn it stays: there is one for each volume.
+func (a *Attachments) release(id holdfast.VolumeID, h *held) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if h.asking--; h.asking == 0 && h.idle() {
+		delete(a.held, id)
+	}
+}
+
+func (h *held) idle() bool {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.att == nil && h.uri == "" && h.device == "" && h.waiting == ""
+}
 
 // Find returns the live volume of a name or an id from a view that is as new as
 // the question.
@@ -230,7 +253,7 @@ func (a *Attachments) Attach(ctx context.Context, name string, o AttachOptions) 
 	if err != nil {
 		return Held{}, err
 	}
-	defer h.leave()
+	defer a.leave(v.ID, h)
 	if o.NBD && v.Format == holdfast.FormatDoing {
 		return Held{}, holdfast.Errorf(holdfast.ErrRefused, "the file system of volume %s was begun and is not finished; the next mount makes it anew", v.Name).
 			WithRemedy("mount the volume once, or remove it: what was written over NBD now would be formatted over")
@@ -294,8 +317,11 @@ func (h *held) active() *attachment.Attachment {
 	return att
 }
 
-// activeIn is active, with the attachment's epoch.
+// activeIn is active, with the attachment's epoch. h may be nil.
 func (h *held) activeIn() (*attachment.Attachment, holdfast.Epoch) {
+	if h == nil {
+		return nil, 0
+	}
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	if h.att == nil || h.att.Err() != nil {
@@ -363,6 +389,7 @@ func (a *Attachments) beginOnce(ctx context.Context, h *held, id holdfast.Volume
 	if a.ctx.Err() != nil { // Close no longer waits for new ones
 		return holdfast.Errorf(holdfast.ErrUnavailable, "attach volume %s: this node is being stopped", v.Name)
 	}
+	h.asking++
 	a.wg.Go(func() { a.watchEnd(h, id, att) })
 	return nil
 }
@@ -498,6 +525,7 @@ func (a *Attachments) expose(ctx context.Context, h *held, id holdfast.VolumeID,
 // watchEnd buries an attachment once its session is over, unless whoever had
 // the turn did.
 func (a *Attachments) watchEnd(h *held, id holdfast.VolumeID, att *attachment.Attachment) {
+	defer a.release(id, h)
 	select {
 	case <-att.Done():
 	case <-a.ctx.Done():
@@ -508,7 +536,7 @@ func (a *Attachments) watchEnd(h *held, id holdfast.VolumeID, att *attachment.At
 	case <-a.ctx.Done():
 		return
 	}
-	defer h.leave()
+	defer func() { <-h.turn }()
 	h.mu.Lock()
 	ours := h.att == att
 	h.mu.Unlock()
@@ -557,7 +585,7 @@ func (a *Attachments) Detach(ctx context.Context, id holdfast.VolumeID, force bo
 	if err != nil {
 		return err
 	}
-	defer h.leave()
+	defer a.leave(id, h)
 	return a.detach(ctx, h, id, force)
 }
 

@@ -41,6 +41,8 @@ type DisksOptions struct {
 	// HostFill says how full the file system is that a path is an image on, 0 to 1; false
 	// of a device. May be nil.
 	HostFill func(path string) (float64, bool)
+	// HostRoom says what that file system has left; false of a device. May be nil.
+	HostRoom func(path string) (HostRoom, bool)
 	// None: the node was started to have no disks, and is given none.
 	None bool
 	// ScrubEvery is how often a disk is scrubbed. Zero: DefaultScrubEvery;
@@ -76,6 +78,7 @@ type OpenedDisk struct {
 	Path, Pool string
 	Stat       disk.Stat
 	Fill       Fill
+	Room       Room
 	Scrub      Scrubbing
 }
 
@@ -137,7 +140,8 @@ func (d *Disks) openOne(ctx context.Context, spec DiskSpec) (holdfast.DiskID, er
 	}
 	od := &openDisk{Disk: dk, path: path, pool: pool, count: stat.OpenCount}
 	opened <- od
-	cmd := &state.DiskOpen{Disk: stat.Disk, Node: d.o.Node, Instance: d.o.Instance, OpenCount: stat.OpenCount, Pool: pool, Size: stat.Capacity, Free: free(stat)}
+	room := d.rooms(append(d.opened(), OpenedDisk{Path: path, Stat: stat}))[stat.Disk]
+	cmd := &state.DiskOpen{Disk: stat.Disk, Node: d.o.Node, Instance: d.o.Instance, OpenCount: stat.OpenCount, Pool: pool, Size: room.Size, Free: room.Free}
 	if err := d.insist(ctx, cmd); err != nil {
 		dk.Abandon()
 		return stat.Disk, fmt.Errorf("disk %s: %w", path, err)
@@ -205,16 +209,23 @@ func (d *Disks) failed(od *openDisk, cause error) {
 
 // List returns the open disks, by path.
 func (d *Disks) List() []OpenedDisk {
+	list := d.opened()
+	rooms := d.rooms(list)
+	for i := range list {
+		list[i].Fill, list[i].Room = d.fill(list[i].Path, list[i].Stat), rooms[list[i].Stat.Disk]
+	}
+	slices.SortFunc(list, func(a, b OpenedDisk) int { return cmp.Compare(a.Path, b.Path) })
+	return list
+}
+
+// opened returns the open disks without what their hosts say.
+func (d *Disks) opened() []OpenedDisk {
 	d.mu.Lock()
-	list := make([]OpenedDisk, 0, len(d.open))
+	defer d.mu.Unlock()
+	list := make([]OpenedDisk, 0, len(d.open)+1)
 	for _, od := range d.open {
 		list = append(list, OpenedDisk{Path: od.path, Pool: od.pool, Stat: od.Stat(), Scrub: od.scrub.state()})
 	}
-	d.mu.Unlock()
-	for i := range list {
-		list[i].Fill = d.fill(list[i].Path, list[i].Stat)
-	}
-	slices.SortFunc(list, func(a, b OpenedDisk) int { return cmp.Compare(a.Path, b.Path) })
 	return list
 }
 
@@ -223,8 +234,9 @@ func (d *Disks) Run(ctx context.Context) {
 	for ctx.Err() == nil {
 		changed := d.o.Cluster.Changed()
 		wait := 30 * time.Second // sizes are reported at this pace when nothing else happens
+		rooms := d.rooms(d.opened())
 		for _, id := range d.ids() {
-			if err := d.reconcile(ctx, id); err != nil {
+			if err := d.reconcile(ctx, id, rooms[id]); err != nil {
 				d.o.Logger.Warn("reconcile disk", "disk", id, "err", err)
 				wait = min(wait, retryAfter(err))
 			}
@@ -263,7 +275,7 @@ func (d *Disks) ids() []holdfast.DiskID {
 // reconcile makes what raft placed on a disk, and deletes what raft gave up.
 // A replica that raft does not name is left alone: only a tombstone or the role
 // deleting, seen in a view, allows to delete.
-func (d *Disks) reconcile(ctx context.Context, id holdfast.DiskID) error {
+func (d *Disks) reconcile(ctx context.Context, id holdfast.DiskID, room Room) error {
 	d.mu.Lock()
 	od := d.open[id]
 	d.mu.Unlock()
@@ -284,30 +296,36 @@ func (d *Disks) reconcile(ctx context.Context, id holdfast.DiskID) error {
 	if rec, ok := d.o.Cluster.View().Disk(id); ok && len(errs) == 0 && (rec.Removed || rec.Leaving && d.empty(id)) {
 		return d.release(ctx, id, od)
 	}
-	errs = append(errs, d.report(ctx, od))
+	errs = append(errs, d.report(ctx, od, room))
 	return errors.Join(errs...)
 }
 
-// reportAbove is the change of free space worth a raft command.
-const reportAbove = 64 << 20
+// A change of room is worth a raft command above reportAbove, or above a share of a
+// small disk, but not below reportLeast.
+const (
+	reportAbove = 64 << 20
+	reportShare = 16
+	reportLeast = 1 << 20
+)
 
-// report tells raft how much is free, once it moved enough to matter for
+// report tells raft how much room a disk has, once that moved enough to matter for
 // placement.
-func (d *Disks) report(ctx context.Context, od *openDisk) error {
+func (d *Disks) report(ctx context.Context, od *openDisk, room Room) error {
 	stat := od.Stat()
 	known, ok := d.o.Cluster.View().Disk(stat.Disk)
 	failed := stat.Failed != nil
-	if !ok || failed {
+	if !ok || failed || room.Size == 0 { // opened since the rooms were looked at
 		return nil //nolint:nilerr // raft was told when it failed
 	}
-	if diff := known.Free - free(stat); diff > -reportAbove && diff < reportAbove {
+	enough := min(reportAbove, max(known.Size/reportShare, reportLeast))
+	if moved := max(distance(known.Free, room.Free), distance(known.Size, room.Size)); moved < enough {
 		return nil
 	}
-	_, err := d.o.Cluster.Propose(ctx, &state.DiskUpdate{Disk: stat.Disk, OpenCount: od.count, Size: stat.Capacity, Free: free(stat)})
+	_, err := d.o.Cluster.Propose(ctx, &state.DiskUpdate{Disk: stat.Disk, OpenCount: od.count, Size: room.Size, Free: room.Free})
 	return err
 }
 
-func free(s disk.Stat) int64 { return max(0, s.Capacity-s.Used-s.Reserved) }
+func distance(a, b int64) int64 { return max(a-b, b-a) }
 
 // Close closes every disk. The server must be closed before.
 func (d *Disks) Close() error {

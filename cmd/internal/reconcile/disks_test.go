@@ -97,7 +97,7 @@ func TestDisksComeAndGo(t *testing.T) {
 	v := place()
 	until(t, "the replica is made", func() bool { _, ok := n.serve.Replica(v.Segments[0].Replicas[0].ID); return ok })
 	reg.must(t, &state.SetDiskLeaving{Disk: id, Leaving: true})
-	if err := n.disks.reconcile(t.Context(), id); err != nil || len(n.disks.List()) != 2 {
+	if err := n.disks.reconcile(t.Context(), id, Room{}); err != nil || len(n.disks.List()) != 2 {
 		t.Fatalf("a leaving disk with a replica: %v, %d disks", err, len(n.disks.List()))
 	}
 	reg.must(t, &state.DeleteVolume{Volume: v.ID})
@@ -170,7 +170,7 @@ func TestAnUnknownReplicaKeepsItsDisk(t *testing.T) {
 		t.Fatal(err)
 	}
 	reg.must(t, &state.SetDiskLeaving{Disk: id, Leaving: true})
-	if err := n.disks.reconcile(t.Context(), id); !errors.Is(err, holdfast.ErrRefused) {
+	if err := n.disks.reconcile(t.Context(), id, Room{}); !errors.Is(err, holdfast.ErrRefused) {
 		t.Errorf("let go: %v", err)
 	}
 	if rec, _ := reg.View().Disk(id); rec.Removed || len(n.disks.List()) != 1 {

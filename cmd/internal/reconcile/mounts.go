@@ -74,7 +74,7 @@ func (a *Attachments) Mount(ctx context.Context, name, user string, waiting func
 	if err != nil {
 		return "", err
 	}
-	defer h.leave()
+	defer a.leave(v.ID, h)
 	var path string
 	if _, err = a.attach(ctx, h, v.ID, AttachOptions{Device: true, Waiting: waiting}); err == nil {
 		path, err = a.mount(ctx, h, v.ID)
@@ -188,7 +188,7 @@ func (a *Attachments) Unmount(ctx context.Context, name, user string) error {
 	if err != nil {
 		return err
 	}
-	defer h.leave()
+	defer a.leave(v.ID, h)
 	last, err := a.o.Devices.Drop(name, user)
 	if err != nil || !last {
 		return err
@@ -219,11 +219,11 @@ func (a *Attachments) finishUnmount(id holdfast.VolumeID, name string) {
 			return
 		}
 		if len(a.o.Devices.Users(name)) > 0 {
-			h.leave()
+			a.leave(id, h)
 			return
 		}
 		err = a.lastLeft(a.ctx, h, id)
-		h.leave()
+		a.leave(id, h)
 		if err == nil {
 			return
 		}

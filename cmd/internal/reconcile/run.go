@@ -17,15 +17,17 @@ func (a *Attachments) Run(ctx context.Context) {
 		changed := a.o.Cluster.Changed()
 		view := a.o.Cluster.View()
 		a.tendRepairs(ctx, view)
+		was := known
+		known = map[holdfast.VolumeID]*state.Volume{}
 		for _, id := range a.List() {
 			v, ok := view.Volume(id)
 			if !ok {
 				continue
 			}
-			if known[id] != v {
+			if was[id] != v {
 				a.tellVolume(id, v)
-				known[id] = v
 			}
+			known[id] = v
 			a.tellLiveness(id, view)
 		}
 		select {
@@ -98,7 +100,7 @@ func (a *Attachments) restoreNow(ctx context.Context, id holdfast.VolumeID) erro
 	if err != nil {
 		return err
 	}
-	defer h.leave()
+	defer a.leave(id, h)
 	u := a.used(id)
 	if h.active() != nil || !u.NBD && !u.Device {
 		return nil // a user attached or detached it meanwhile

@@ -101,7 +101,7 @@ func (s *Server) openDisk(out *apipb.Disk, o reconcile.OpenedDisk) {
 	out.Open, out.Path, out.WalSize, out.WalUsed = true, o.Path, st.WALSize, st.WALUsed
 	out.Size, out.Used, out.Reserved = st.Capacity, st.Used, st.Reserved
 	out.Reclaimable, out.Allocated, out.MapSize = st.Reclaimable, st.Allocated, st.Map
-	out.Free = max(0, st.Capacity-st.Used-st.Reserved)
+	out.Free, out.FreeHost = o.Room.Free, o.Room.Host
 	setFill(out, o.Fill)
 	out.BlocksFound, out.BlocksRepaired = st.Repair.Found, st.Repair.Repaired
 	for _, r := range s.o.Serve.Replicas() {

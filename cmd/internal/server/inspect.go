@@ -1,10 +1,8 @@
 package server
 
 import (
-	"cmp"
 	"context"
 	"fmt"
-	"slices"
 	"time"
 
 	"github.com/holdfast-storage/holdfast"
@@ -15,17 +13,6 @@ import (
 	"github.com/holdfast-storage/holdfast/replication/attachment"
 	"github.com/holdfast-storage/holdfast/replication/coordinator"
 )
-
-// ListVolumes implements apipb.HoldfastServer: by name, from the local view.
-func (s *Server) ListVolumes(context.Context, *apipb.ListVolumesRequest) (*apipb.ListVolumesResponse, error) {
-	view := s.o.Cluster.View()
-	resp := &apipb.ListVolumesResponse{}
-	for v := range view.Volumes() {
-		resp.Volumes = append(resp.Volumes, s.volume(view, v))
-	}
-	slices.SortFunc(resp.Volumes, func(a, b *apipb.Volume) int { return cmp.Compare(a.Name, b.Name) })
-	return resp, nil
-}
 
 // ExplainVolume implements apipb.HoldfastServer.
 func (s *Server) ExplainVolume(ctx context.Context, req *apipb.VolumeRequest) (*apipb.Explanation, error) {
@@ -179,7 +166,7 @@ func (s *Server) volume(view *state.View, v *state.Volume) *apipb.Volume {
 			}
 		}
 	}
-	out.Used, out.Repair = s.used(v), s.repair(v)
+	out.Used, out.Repair = used(len(v.Segments), out.Replicas), s.repair(v)
 	return out
 }
 
@@ -188,21 +175,6 @@ func readPromises(v *state.Volume) string {
 		return holdfast.PromisesOff
 	}
 	return holdfast.PromisesOn
-}
-
-// used is what the replicas on this node occupy, the fullest per segment.
-func (s *Server) used(v *state.Volume) int64 {
-	var sum int64
-	for i := range v.Segments {
-		var most int64
-		for _, r := range v.Segments[i].Replicas {
-			if status, ok := s.o.Serve.Replica(r.ID); ok {
-				most = max(most, status.Log.Used)
-			}
-		}
-		sum += most
-	}
-	return sum
 }
 
 func (s *Server) replica(view *state.View, held reconcile.Held, segment int, r state.Replica) *apipb.Replica {

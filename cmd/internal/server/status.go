@@ -24,13 +24,13 @@ func (s *Server) ListNodes(context.Context, *apipb.ListNodesRequest) (*apipb.Lis
 }
 
 // InspectNode implements apipb.HoldfastServer.
-func (s *Server) InspectNode(_ context.Context, req *apipb.NodeRequest) (*apipb.Node, error) {
+func (s *Server) InspectNode(ctx context.Context, req *apipb.NodeRequest) (*apipb.Node, error) {
 	view := s.o.Cluster.View()
 	n, err := findNode(view, req.Name)
 	if err != nil {
 		return nil, err
 	}
-	return s.node(view, n), nil
+	return s.nodeWithAttached(ctx, view, n), nil
 }
 
 // findNode returns the node of a name or an id.

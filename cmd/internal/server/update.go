@@ -109,7 +109,7 @@ func (s *Server) SetNodeDuty(ctx context.Context, req *apipb.NodeDutyRequest) (*
 		if n, err = findNode(view, req.Name); err != nil {
 			return nil, err
 		}
-		return s.node(view, n), nil
+		return s.nodeWithAttached(ctx, view, n), nil
 	}
 }
 

@@ -1,11 +1,14 @@
 package server
 
 import (
+	"cmp"
 	"context"
+	"slices"
 	"sync"
 	"time"
 
 	"github.com/holdfast-storage/holdfast"
+	"github.com/holdfast-storage/holdfast/blockdev/disk"
 	"github.com/holdfast-storage/holdfast/cmd/internal/api"
 	"github.com/holdfast-storage/holdfast/cmd/internal/api/apipb"
 	"github.com/holdfast-storage/holdfast/raftstore/state"
@@ -15,9 +18,36 @@ import (
 // silent for longer is gone.
 const askWriter = 5 * time.Second
 
-// InspectVolume implements apipb.HoldfastServer. The writer knows most; what a
-// replica takes of its disk only its own node knows. One that does not answer in
-// time is no reason to say nothing.
+// ListVolumes implements apipb.HoldfastServer: by name. Every node that knows
+// something of one is asked once, for all of them.
+func (s *Server) ListVolumes(ctx context.Context, _ *apipb.ListVolumesRequest) (*apipb.ListVolumesResponse, error) {
+	view := s.o.Cluster.View()
+	resp := &apipb.ListVolumesResponse{}
+	var volumes []*state.Volume
+	nodes := map[holdfast.NodeID]time.Duration{}
+	for v := range view.Volumes() {
+		volumes = append(volumes, v)
+		for n := range knowing(view, v) {
+			nodes[n] = askOthers
+		}
+	}
+	slices.SortFunc(volumes, func(a, b *state.Volume) int { return cmp.Compare(a.Name, b.Name) })
+	for _, v := range volumes {
+		resp.Volumes = append(resp.Volumes, s.volume(view, v))
+	}
+	s.addDisks(resp.Volumes...)
+	told := s.askNodes(ctx, nodes, func(ctx context.Context, c *api.Client) ([]*apipb.Volume, error) {
+		list, err := c.ListVolumes(ctx, &apipb.ListVolumesRequest{})
+		return list.GetVolumes(), err
+	})
+	for i, v := range volumes {
+		resp.Volumes[i] = told.addTo(resp.Volumes[i], view, v)
+	}
+	return resp, nil
+}
+
+// InspectVolume implements apipb.HoldfastServer. One that does not answer in time is
+// no reason to say nothing.
 func (s *Server) InspectVolume(ctx context.Context, req *apipb.VolumeRequest) (*apipb.Volume, error) {
 	v, err := s.o.Attachments.Find(ctx, req.Name)
 	if err != nil {
@@ -26,25 +56,16 @@ func (s *Server) InspectVolume(ctx context.Context, req *apipb.VolumeRequest) (*
 	view := s.o.Cluster.View()
 	own := s.volume(view, v)
 	s.addDisks(own)
-	told := s.askAbout(ctx, view, v)
-	out := own
-	if v.HasWriter() && told[writer(v)] != nil {
-		out = told[writer(v)]
-	}
-	of := replicaNodes(view, v)
-	for _, r := range out.Replicas {
-		if from := replicaOf(told[of[r.Id]], r.Id); from != nil {
-			addReplica(r, from)
-		} else if from := replicaOf(own, r.Id); from != nil {
-			addReplica(r, from)
-		}
-	}
-	out.Used = fullest(out.Replicas)
-	return out, nil
+	told := s.askNodes(ctx, knowing(view, v), func(ctx context.Context, c *api.Client) ([]*apipb.Volume, error) {
+		answer, err := c.InspectVolume(ctx, &apipb.VolumeRequest{Name: v.ID.String()})
+		return []*apipb.Volume{answer}, err
+	})
+	return told.addTo(own, view, v), nil
 }
 
-// askAbout asks the other nodes that know something of a volume for what they know.
-func (s *Server) askAbout(ctx context.Context, view *state.View, v *state.Volume) map[holdfast.NodeID]*apipb.Volume {
+// knowing are the nodes that know something of a volume, and for how long a look at it
+// waits for each.
+func knowing(view *state.View, v *state.Volume) map[holdfast.NodeID]time.Duration {
 	nodes := map[holdfast.NodeID]time.Duration{}
 	for _, n := range replicaNodes(view, v) {
 		nodes[n] = askOthers
@@ -52,7 +73,15 @@ func (s *Server) askAbout(ctx context.Context, view *state.View, v *state.Volume
 	if v.HasWriter() {
 		nodes[writer(v)] = askWriter
 	}
-	told := map[holdfast.NodeID]*apipb.Volume{}
+	return nodes
+}
+
+// answers are what other nodes tell of volumes, by the volumes' ids.
+type answers map[holdfast.NodeID]map[string]*apipb.Volume
+
+// askNodes asks nodes, all at once, for what they know of volumes.
+func (s *Server) askNodes(ctx context.Context, nodes map[holdfast.NodeID]time.Duration, ask func(context.Context, *api.Client) ([]*apipb.Volume, error)) answers {
+	told := answers{}
 	var mu sync.Mutex
 	var wg sync.WaitGroup
 	for n, wait := range nodes {
@@ -60,18 +89,42 @@ func (s *Server) askAbout(ctx context.Context, view *state.View, v *state.Volume
 			ctx, cancel := context.WithTimeout(ctx, wait)
 			defer cancel()
 			_, _ = s.nodeCall(ctx, n, func(ctx context.Context, c *api.Client) error {
-				answer, err := c.InspectVolume(ctx, &apipb.VolumeRequest{Name: v.ID.String()})
-				if err == nil {
-					mu.Lock()
-					told[n] = answer
-					mu.Unlock()
+				list, err := ask(ctx, c)
+				if err != nil {
+					return err
 				}
-				return err
+				of := make(map[string]*apipb.Volume, len(list))
+				for _, v := range list {
+					of[v.Id] = v
+				}
+				mu.Lock()
+				defer mu.Unlock()
+				told[n] = of
+				return nil
 			}) // who does not answer says nothing
 		})
 	}
 	wg.Wait()
 	return told
+}
+
+// addTo adds what others tell of a volume to what is known of it here. The writer knows
+// most; what a replica takes of its disk only its own node knows.
+func (told answers) addTo(own *apipb.Volume, view *state.View, v *state.Volume) *apipb.Volume {
+	out := own
+	if v.HasWriter() && told[writer(v)][own.Id] != nil {
+		out = told[writer(v)][own.Id]
+	}
+	of := replicaNodes(view, v)
+	for _, r := range out.Replicas {
+		if from := replicaOf(told[of[r.Id]][own.Id], r.Id); from != nil {
+			addReplica(r, from)
+		} else if from := replicaOf(own, r.Id); from != nil {
+			addReplica(r, from)
+		}
+	}
+	out.Used = used(len(v.Segments), out.Replicas)
+	return out
 }
 
 // replicaNodes says on which node each replica of a volume stands, by its id.
@@ -88,11 +141,15 @@ func replicaNodes(view *state.View, v *state.Volume) map[string]holdfast.NodeID 
 }
 
 // addDisks adds the figures of the disks that replicas served here stand on.
-func (s *Server) addDisks(v *apipb.Volume) {
+func (s *Server) addDisks(volumes ...*apipb.Volume) {
+	disks := map[string]disk.Stat{}
 	for _, o := range s.o.Disks.List() {
+		disks[o.Stat.Disk.String()] = o.Stat
+	}
+	for _, v := range volumes {
 		for _, r := range v.Replicas {
-			if r.Served && r.Disk == o.Stat.Disk.String() {
-				r.DiskUsed, r.DiskAllocated, r.DiskReclaimable = o.Stat.Used, o.Stat.Allocated, o.Stat.Reclaimable
+			if on, ok := disks[r.Disk]; ok && r.Served {
+				r.DiskUsed, r.DiskAllocated, r.DiskReclaimable = on.Used, on.Allocated, on.Reclaimable
 			}
 		}
 	}
@@ -118,14 +175,22 @@ func addReplica(to, from *apipb.Replica) {
 	to.DiskUsed, to.DiskAllocated, to.DiskReclaimable = from.DiskUsed, from.DiskAllocated, from.DiskReclaimable
 }
 
-// fullest is what the fullest replica of each segment occupies, together.
-func fullest(replicas []*apipb.Replica) (sum int64) {
+// used is what one copy of a volume takes: of each segment the fullest in-sync replica
+// of those that are open somewhere. A replica that is not in sync may hold less, or what
+// was trimmed since. Nil while a segment has none: then it is not known.
+func used(segments int, replicas []*apipb.Replica) *int64 {
 	most := map[uint32]int64{}
 	for _, r := range replicas {
-		most[r.Segment] = max(most[r.Segment], r.Used)
+		if r.Served && !r.Damaged && r.State == string(holdfast.RoleInSync) {
+			most[r.Segment] = max(most[r.Segment], r.Used)
+		}
 	}
+	if len(most) < segments {
+		return nil
+	}
+	var sum int64
 	for _, n := range most {
 		sum += n
 	}
-	return sum
+	return &sum
 }

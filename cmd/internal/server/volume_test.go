@@ -35,11 +35,35 @@ func TestAddReplica(t *testing.T) {
 	}
 }
 
-// TestFullest: a volume uses what the fullest replica of each segment does.
-func TestFullest(t *testing.T) {
-	got := fullest([]*apipb.Replica{{Segment: 0, Used: 3}, {Segment: 0, Used: 5}, {Segment: 1, Used: 7}, {Segment: 1}})
-	if got != 12 {
-		t.Errorf("got %d, want 5 of segment 0 and 7 of segment 1", got)
+// TestUsed: a volume uses what the fullest in-sync replica of each segment does, and
+// where none is told nothing is made up.
+func TestUsed(t *testing.T) {
+	in := func(segment uint32, used int64) *apipb.Replica {
+		return &apipb.Replica{Segment: segment, Used: used, State: "in-sync", Served: true}
+	}
+	silent, stale, damaged := in(0, 0), in(0, 99), in(0, 99)
+	silent.Served, stale.State, damaged.Damaged = false, "stale", true
+	for _, c := range []struct {
+		name     string
+		segments int
+		replicas []*apipb.Replica
+		want     int64 // -1: not known
+	}{
+		{"of two segments", 2, []*apipb.Replica{in(0, 3), in(0, 5), in(1, 7), in(1, 0)}, 12},
+		{"empty", 1, []*apipb.Replica{in(0, 0)}, 0},
+		{"one is enough", 1, []*apipb.Replica{silent, stale, damaged, in(0, 4)}, 4},
+		{"none answers", 1, []*apipb.Replica{silent}, -1},
+		{"none in sync answers", 1, []*apipb.Replica{silent, stale}, -1},
+		{"the one is damaged", 1, []*apipb.Replica{damaged}, -1},
+		{"one segment lacks", 2, []*apipb.Replica{in(0, 3)}, -1},
+	} {
+		got := int64(-1)
+		if n := used(c.segments, c.replicas); n != nil {
+			got = *n
+		}
+		if got != c.want {
+			t.Errorf("%s: got %d, want %d", c.name, got, c.want)
+		}
 	}
 }
 

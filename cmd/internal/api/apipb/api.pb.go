@@ -306,33 +306,35 @@ func (x *RemoveVolumeResponse) GetId() string {
 }
 
 type Volume struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
-	Id            string                 `protobuf:"bytes,2,opt,name=id,proto3" json:"id,omitempty"`
-	Size          int64                  `protobuf:"varint,3,opt,name=size,proto3" json:"size,omitempty"`
-	Used          int64                  `protobuf:"varint,4,opt,name=used,proto3" json:"used,omitempty"`  // bytes allocated on the fullest replica
-	State         string                 `protobuf:"bytes,5,opt,name=state,proto3" json:"state,omitempty"` // pending | detached | attached | degraded | unavailable
-	Node          string                 `protobuf:"bytes,6,opt,name=node,proto3" json:"node,omitempty"`   // holder, empty when detached
-	Epoch         uint64                 `protobuf:"varint,7,opt,name=epoch,proto3" json:"epoch,omitempty"`
-	ReplicaCount  int32                  `protobuf:"varint,8,opt,name=replica_count,json=replicaCount,proto3" json:"replica_count,omitempty"` // full copies asked for
-	Fs            string                 `protobuf:"bytes,9,opt,name=fs,proto3" json:"fs,omitempty"`
-	FsState       string                 `protobuf:"bytes,10,opt,name=fs_state,json=fsState,proto3" json:"fs_state,omitempty"` // none | formatting | formatted
-	Mkfs          string                 `protobuf:"bytes,11,opt,name=mkfs,proto3" json:"mkfs,omitempty"`
-	MountOptions  string                 `protobuf:"bytes,12,opt,name=mount_options,json=mountOptions,proto3" json:"mount_options,omitempty"`
-	MinCopies     int32                  `protobuf:"varint,13,opt,name=min_copies,json=minCopies,proto3" json:"min_copies,omitempty"`
-	OnQuorumLoss  string                 `protobuf:"bytes,14,opt,name=on_quorum_loss,json=onQuorumLoss,proto3" json:"on_quorum_loss,omitempty"`
-	Labels        map[string]string      `protobuf:"bytes,15,rep,name=labels,proto3" json:"labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
-	SegmentSize   int64                  `protobuf:"varint,16,opt,name=segment_size,json=segmentSize,proto3" json:"segment_size,omitempty"`
-	Session       string                 `protobuf:"bytes,17,opt,name=session,proto3" json:"session,omitempty"`
-	Replicas      []*Replica             `protobuf:"bytes,18,rep,name=replicas,proto3" json:"replicas,omitempty"`
-	Device        string                 `protobuf:"bytes,19,opt,name=device,proto3" json:"device,omitempty"` // on the holder, when it has a kernel device
-	Uri           string                 `protobuf:"bytes,20,opt,name=uri,proto3" json:"uri,omitempty"`       // on the holder, when exported over NBD
-	Clients       int32                  `protobuf:"varint,21,opt,name=clients,proto3" json:"clients,omitempty"`
-	Mounts        []string               `protobuf:"bytes,22,rep,name=mounts,proto3" json:"mounts,omitempty"` // ids that hold the mount
-	Mountpoint    string                 `protobuf:"bytes,23,opt,name=mountpoint,proto3" json:"mountpoint,omitempty"`
-	ReadPromises  string                 `protobuf:"bytes,24,opt,name=read_promises,json=readPromises,proto3" json:"read_promises,omitempty"` // on | off
-	Pool          string                 `protobuf:"bytes,26,opt,name=pool,proto3" json:"pool,omitempty"`                                     // its replicas stand on disks of this pool; empty: any
-	Repair        *Repair                `protobuf:"bytes,25,opt,name=repair,proto3" json:"repair,omitempty"`                                 // of a detached volume, if there is or was one to tell of
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Name  string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	Id    string                 `protobuf:"bytes,2,opt,name=id,proto3" json:"id,omitempty"`
+	Size  int64                  `protobuf:"varint,3,opt,name=size,proto3" json:"size,omitempty"`
+	// Bytes that one copy takes: of each segment the fullest in-sync replica. Unset
+	// while no node answers that has one of some segment.
+	Used          *int64            `protobuf:"varint,4,opt,name=used,proto3,oneof" json:"used,omitempty"`
+	State         string            `protobuf:"bytes,5,opt,name=state,proto3" json:"state,omitempty"` // pending | detached | attached | degraded | unavailable
+	Node          string            `protobuf:"bytes,6,opt,name=node,proto3" json:"node,omitempty"`   // holder, empty when detached
+	Epoch         uint64            `protobuf:"varint,7,opt,name=epoch,proto3" json:"epoch,omitempty"`
+	ReplicaCount  int32             `protobuf:"varint,8,opt,name=replica_count,json=replicaCount,proto3" json:"replica_count,omitempty"` // full copies asked for
+	Fs            string            `protobuf:"bytes,9,opt,name=fs,proto3" json:"fs,omitempty"`
+	FsState       string            `protobuf:"bytes,10,opt,name=fs_state,json=fsState,proto3" json:"fs_state,omitempty"` // none | formatting | formatted
+	Mkfs          string            `protobuf:"bytes,11,opt,name=mkfs,proto3" json:"mkfs,omitempty"`
+	MountOptions  string            `protobuf:"bytes,12,opt,name=mount_options,json=mountOptions,proto3" json:"mount_options,omitempty"`
+	MinCopies     int32             `protobuf:"varint,13,opt,name=min_copies,json=minCopies,proto3" json:"min_copies,omitempty"`
+	OnQuorumLoss  string            `protobuf:"bytes,14,opt,name=on_quorum_loss,json=onQuorumLoss,proto3" json:"on_quorum_loss,omitempty"`
+	Labels        map[string]string `protobuf:"bytes,15,rep,name=labels,proto3" json:"labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	SegmentSize   int64             `protobuf:"varint,16,opt,name=segment_size,json=segmentSize,proto3" json:"segment_size,omitempty"`
+	Session       string            `protobuf:"bytes,17,opt,name=session,proto3" json:"session,omitempty"`
+	Replicas      []*Replica        `protobuf:"bytes,18,rep,name=replicas,proto3" json:"replicas,omitempty"`
+	Device        string            `protobuf:"bytes,19,opt,name=device,proto3" json:"device,omitempty"` // on the holder, when it has a kernel device
+	Uri           string            `protobuf:"bytes,20,opt,name=uri,proto3" json:"uri,omitempty"`       // on the holder, when exported over NBD
+	Clients       int32             `protobuf:"varint,21,opt,name=clients,proto3" json:"clients,omitempty"`
+	Mounts        []string          `protobuf:"bytes,22,rep,name=mounts,proto3" json:"mounts,omitempty"` // ids that hold the mount
+	Mountpoint    string            `protobuf:"bytes,23,opt,name=mountpoint,proto3" json:"mountpoint,omitempty"`
+	ReadPromises  string            `protobuf:"bytes,24,opt,name=read_promises,json=readPromises,proto3" json:"read_promises,omitempty"` // on | off
+	Pool          string            `protobuf:"bytes,26,opt,name=pool,proto3" json:"pool,omitempty"`                                     // its replicas stand on disks of this pool; empty: any
+	Repair        *Repair           `protobuf:"bytes,25,opt,name=repair,proto3" json:"repair,omitempty"`                                 // of a detached volume, if there is or was one to tell of
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -389,8 +391,8 @@ func (x *Volume) GetSize() int64 {
 }
 
 func (x *Volume) GetUsed() int64 {
-	if x != nil {
-		return x.Used
+	if x != nil && x.Used != nil {
+		return *x.Used
 	}
 	return 0
 }
@@ -1728,6 +1730,7 @@ type Node struct {
 	Replicas        int32                  `protobuf:"varint,13,opt,name=replicas,proto3" json:"replicas,omitempty"`                                        // that are not being deleted
 	GoneMillis      int64                  `protobuf:"varint,14,opt,name=gone_millis,json=goneMillis,proto3" json:"gone_millis,omitempty"`                  // since the node that answers saw it gone
 	RebuildInMillis int64                  `protobuf:"varint,15,opt,name=rebuild_in_millis,json=rebuildInMillis,proto3" json:"rebuild_in_millis,omitempty"` // until its replicas are made anew elsewhere, while it is gone
+	Attached        []*NodeAttachment      `protobuf:"bytes,16,rep,name=attached,proto3" json:"attached,omitempty"`                                         // of InspectNode and SetNodeDuty: what it holds, by name
 	unknownFields   protoimpl.UnknownFields
 	sizeCache       protoimpl.SizeCache
 }
@@ -1867,6 +1870,98 @@ func (x *Node) GetRebuildInMillis() int64 {
 	return 0
 }
 
+func (x *Node) GetAttached() []*NodeAttachment {
+	if x != nil {
+		return x.Attached
+	}
+	return nil
+}
+
+// NodeAttachment is a volume that a node holds, and what ends that.
+type NodeAttachment struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Volume        string                 `protobuf:"bytes,1,opt,name=volume,proto3" json:"volume,omitempty"`
+	Told          bool                   `protobuf:"varint,2,opt,name=told,proto3" json:"told,omitempty"`       // the node answers, and tells who uses it
+	Mounts        int32                  `protobuf:"varint,3,opt,name=mounts,proto3" json:"mounts,omitempty"`   // containers that have it mounted
+	Clients       int32                  `protobuf:"varint,4,opt,name=clients,proto3" json:"clients,omitempty"` // of its NBD export
+	Device        string                 `protobuf:"bytes,5,opt,name=device,proto3" json:"device,omitempty"`
+	Remedy        string                 `protobuf:"bytes,6,opt,name=remedy,proto3" json:"remedy,omitempty"` // what to do for the volume to leave the node
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *NodeAttachment) Reset() {
+	*x = NodeAttachment{}
+	mi := &file_api_proto_msgTypes[25]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *NodeAttachment) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*NodeAttachment) ProtoMessage() {}
+
+func (x *NodeAttachment) ProtoReflect() protoreflect.Message {
+	mi := &file_api_proto_msgTypes[25]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use NodeAttachment.ProtoReflect.Descriptor instead.
+func (*NodeAttachment) Descriptor() ([]byte, []int) {
+	return file_api_proto_rawDescGZIP(), []int{25}
+}
+
+func (x *NodeAttachment) GetVolume() string {
+	if x != nil {
+		return x.Volume
+	}
+	return ""
+}
+
+func (x *NodeAttachment) GetTold() bool {
+	if x != nil {
+		return x.Told
+	}
+	return false
+}
+
+func (x *NodeAttachment) GetMounts() int32 {
+	if x != nil {
+		return x.Mounts
+	}
+	return 0
+}
+
+func (x *NodeAttachment) GetClients() int32 {
+	if x != nil {
+		return x.Clients
+	}
+	return 0
+}
+
+func (x *NodeAttachment) GetDevice() string {
+	if x != nil {
+		return x.Device
+	}
+	return ""
+}
+
+func (x *NodeAttachment) GetRemedy() string {
+	if x != nil {
+		return x.Remedy
+	}
+	return ""
+}
+
 type Impact struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Node          string                 `protobuf:"bytes,1,opt,name=node,proto3" json:"node,omitempty"`
@@ -1880,7 +1975,7 @@ type Impact struct {
 
 func (x *Impact) Reset() {
 	*x = Impact{}
-	mi := &file_api_proto_msgTypes[25]
+	mi := &file_api_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1892,7 +1987,7 @@ func (x *Impact) String() string {
 func (*Impact) ProtoMessage() {}
 
 func (x *Impact) ProtoReflect() protoreflect.Message {
-	mi := &file_api_proto_msgTypes[25]
+	mi := &file_api_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1905,7 +2000,7 @@ func (x *Impact) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Impact.ProtoReflect.Descriptor instead.
 func (*Impact) Descriptor() ([]byte, []int) {
-	return file_api_proto_rawDescGZIP(), []int{25}
+	return file_api_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *Impact) GetNode() string {
@@ -1955,7 +2050,7 @@ type VolumeImpact struct {
 
 func (x *VolumeImpact) Reset() {
 	*x = VolumeImpact{}
-	mi := &file_api_proto_msgTypes[26]
+	mi := &file_api_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1967,7 +2062,7 @@ func (x *VolumeImpact) String() string {
 func (*VolumeImpact) ProtoMessage() {}
 
 func (x *VolumeImpact) ProtoReflect() protoreflect.Message {
-	mi := &file_api_proto_msgTypes[26]
+	mi := &file_api_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1980,7 +2075,7 @@ func (x *VolumeImpact) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VolumeImpact.ProtoReflect.Descriptor instead.
 func (*VolumeImpact) Descriptor() ([]byte, []int) {
-	return file_api_proto_rawDescGZIP(), []int{26}
+	return file_api_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *VolumeImpact) GetVolume() string {
@@ -2020,7 +2115,7 @@ type ListDisksRequest struct {
 
 func (x *ListDisksRequest) Reset() {
 	*x = ListDisksRequest{}
-	mi := &file_api_proto_msgTypes[27]
+	mi := &file_api_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2032,7 +2127,7 @@ func (x *ListDisksRequest) String() string {
 func (*ListDisksRequest) ProtoMessage() {}
 
 func (x *ListDisksRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_proto_msgTypes[27]
+	mi := &file_api_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2045,7 +2140,7 @@ func (x *ListDisksRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListDisksRequest.ProtoReflect.Descriptor instead.
 func (*ListDisksRequest) Descriptor() ([]byte, []int) {
-	return file_api_proto_rawDescGZIP(), []int{27}
+	return file_api_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *ListDisksRequest) GetNode() string {
@@ -2064,7 +2159,7 @@ type ListDisksResponse struct {
 
 func (x *ListDisksResponse) Reset() {
 	*x = ListDisksResponse{}
-	mi := &file_api_proto_msgTypes[28]
+	mi := &file_api_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2076,7 +2171,7 @@ func (x *ListDisksResponse) String() string {
 func (*ListDisksResponse) ProtoMessage() {}
 
 func (x *ListDisksResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_proto_msgTypes[28]
+	mi := &file_api_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2089,7 +2184,7 @@ func (x *ListDisksResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListDisksResponse.ProtoReflect.Descriptor instead.
 func (*ListDisksResponse) Descriptor() ([]byte, []int) {
-	return file_api_proto_rawDescGZIP(), []int{28}
+	return file_api_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *ListDisksResponse) GetDisks() []*Disk {
@@ -2106,9 +2201,9 @@ type Disk struct {
 	Path      string                 `protobuf:"bytes,3,opt,name=path,proto3" json:"path,omitempty"`
 	State     string                 `protobuf:"bytes,4,opt,name=state,proto3" json:"state,omitempty"` // ok | failed
 	Pool      string                 `protobuf:"bytes,5,opt,name=pool,proto3" json:"pool,omitempty"`
-	Size      int64                  `protobuf:"varint,6,opt,name=size,proto3" json:"size,omitempty"`
+	Size      int64                  `protobuf:"varint,6,opt,name=size,proto3" json:"size,omitempty"` // where its node does not answer: what it can have, used and free
 	Used      int64                  `protobuf:"varint,7,opt,name=used,proto3" json:"used,omitempty"`
-	Free      int64                  `protobuf:"varint,8,opt,name=free,proto3" json:"free,omitempty"`
+	Free      int64                  `protobuf:"varint,8,opt,name=free,proto3" json:"free,omitempty"` // of the disk or, of an image, what its file system has left, if that is less
 	Replicas  int32                  `protobuf:"varint,9,opt,name=replicas,proto3" json:"replicas,omitempty"`
 	OpenCount uint64                 `protobuf:"varint,10,opt,name=open_count,json=openCount,proto3" json:"open_count,omitempty"`
 	WalSize   int64                  `protobuf:"varint,11,opt,name=wal_size,json=walSize,proto3" json:"wal_size,omitempty"`
@@ -2133,6 +2228,7 @@ type Disk struct {
 	// answers, of the file system that its image is on.
 	FullPercent   int32 `protobuf:"varint,28,opt,name=full_percent,json=fullPercent,proto3" json:"full_percent,omitempty"`
 	FullHost      bool  `protobuf:"varint,29,opt,name=full_host,json=fullHost,proto3" json:"full_host,omitempty"` // it is that of the file system
+	FreeHost      bool  `protobuf:"varint,31,opt,name=free_host,json=freeHost,proto3" json:"free_host,omitempty"` // free is what the file system of its image has left: less than the disk has
 	Watermark     int32 `protobuf:"varint,30,opt,name=watermark,proto3" json:"watermark,omitempty"`               // the highest that is reached: 0, 85 (a warning), 92, 97 (what needs new space is refused)
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -2140,7 +2236,7 @@ type Disk struct {
 
 func (x *Disk) Reset() {
 	*x = Disk{}
-	mi := &file_api_proto_msgTypes[29]
+	mi := &file_api_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2152,7 +2248,7 @@ func (x *Disk) String() string {
 func (*Disk) ProtoMessage() {}
 
 func (x *Disk) ProtoReflect() protoreflect.Message {
-	mi := &file_api_proto_msgTypes[29]
+	mi := &file_api_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2165,7 +2261,7 @@ func (x *Disk) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Disk.ProtoReflect.Descriptor instead.
 func (*Disk) Descriptor() ([]byte, []int) {
-	return file_api_proto_rawDescGZIP(), []int{29}
+	return file_api_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *Disk) GetId() string {
@@ -2371,6 +2467,13 @@ func (x *Disk) GetFullHost() bool {
 	return false
 }
 
+func (x *Disk) GetFreeHost() bool {
+	if x != nil {
+		return x.FreeHost
+	}
+	return false
+}
+
 func (x *Disk) GetWatermark() int32 {
 	if x != nil {
 		return x.Watermark
@@ -2394,7 +2497,7 @@ type DiskReplica struct {
 
 func (x *DiskReplica) Reset() {
 	*x = DiskReplica{}
-	mi := &file_api_proto_msgTypes[30]
+	mi := &file_api_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2406,7 +2509,7 @@ func (x *DiskReplica) String() string {
 func (*DiskReplica) ProtoMessage() {}
 
 func (x *DiskReplica) ProtoReflect() protoreflect.Message {
-	mi := &file_api_proto_msgTypes[30]
+	mi := &file_api_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2419,7 +2522,7 @@ func (x *DiskReplica) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DiskReplica.ProtoReflect.Descriptor instead.
 func (*DiskReplica) Descriptor() ([]byte, []int) {
-	return file_api_proto_rawDescGZIP(), []int{30}
+	return file_api_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *DiskReplica) GetId() string {
@@ -2498,7 +2601,7 @@ type Scrub struct {
 
 func (x *Scrub) Reset() {
 	*x = Scrub{}
-	mi := &file_api_proto_msgTypes[31]
+	mi := &file_api_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2510,7 +2613,7 @@ func (x *Scrub) String() string {
 func (*Scrub) ProtoMessage() {}
 
 func (x *Scrub) ProtoReflect() protoreflect.Message {
-	mi := &file_api_proto_msgTypes[31]
+	mi := &file_api_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2523,7 +2626,7 @@ func (x *Scrub) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Scrub.ProtoReflect.Descriptor instead.
 func (*Scrub) Descriptor() ([]byte, []int) {
-	return file_api_proto_rawDescGZIP(), []int{31}
+	return file_api_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *Scrub) GetRunning() bool {
@@ -2612,7 +2715,7 @@ type DiskRequest struct {
 
 func (x *DiskRequest) Reset() {
 	*x = DiskRequest{}
-	mi := &file_api_proto_msgTypes[32]
+	mi := &file_api_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2624,7 +2727,7 @@ func (x *DiskRequest) String() string {
 func (*DiskRequest) ProtoMessage() {}
 
 func (x *DiskRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_proto_msgTypes[32]
+	mi := &file_api_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2637,7 +2740,7 @@ func (x *DiskRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DiskRequest.ProtoReflect.Descriptor instead.
 func (*DiskRequest) Descriptor() ([]byte, []int) {
-	return file_api_proto_rawDescGZIP(), []int{32}
+	return file_api_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *DiskRequest) GetId() string {
@@ -2658,7 +2761,7 @@ type AddDiskRequest struct {
 
 func (x *AddDiskRequest) Reset() {
 	*x = AddDiskRequest{}
-	mi := &file_api_proto_msgTypes[33]
+	mi := &file_api_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2670,7 +2773,7 @@ func (x *AddDiskRequest) String() string {
 func (*AddDiskRequest) ProtoMessage() {}
 
 func (x *AddDiskRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_proto_msgTypes[33]
+	mi := &file_api_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2683,7 +2786,7 @@ func (x *AddDiskRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AddDiskRequest.ProtoReflect.Descriptor instead.
 func (*AddDiskRequest) Descriptor() ([]byte, []int) {
-	return file_api_proto_rawDescGZIP(), []int{33}
+	return file_api_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *AddDiskRequest) GetNode() string {
@@ -2718,7 +2821,7 @@ type RemoveDiskRequest struct {
 
 func (x *RemoveDiskRequest) Reset() {
 	*x = RemoveDiskRequest{}
-	mi := &file_api_proto_msgTypes[34]
+	mi := &file_api_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2730,7 +2833,7 @@ func (x *RemoveDiskRequest) String() string {
 func (*RemoveDiskRequest) ProtoMessage() {}
 
 func (x *RemoveDiskRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_proto_msgTypes[34]
+	mi := &file_api_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2743,7 +2846,7 @@ func (x *RemoveDiskRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveDiskRequest.ProtoReflect.Descriptor instead.
 func (*RemoveDiskRequest) Descriptor() ([]byte, []int) {
-	return file_api_proto_rawDescGZIP(), []int{34}
+	return file_api_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *RemoveDiskRequest) GetId() string {
@@ -2778,7 +2881,7 @@ type ScrubDiskRequest struct {
 
 func (x *ScrubDiskRequest) Reset() {
 	*x = ScrubDiskRequest{}
-	mi := &file_api_proto_msgTypes[35]
+	mi := &file_api_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2790,7 +2893,7 @@ func (x *ScrubDiskRequest) String() string {
 func (*ScrubDiskRequest) ProtoMessage() {}
 
 func (x *ScrubDiskRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_proto_msgTypes[35]
+	mi := &file_api_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2803,7 +2906,7 @@ func (x *ScrubDiskRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ScrubDiskRequest.ProtoReflect.Descriptor instead.
 func (*ScrubDiskRequest) Descriptor() ([]byte, []int) {
-	return file_api_proto_rawDescGZIP(), []int{35}
+	return file_api_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *ScrubDiskRequest) GetId() string {
@@ -2835,7 +2938,7 @@ type StatusRequest struct {
 
 func (x *StatusRequest) Reset() {
 	*x = StatusRequest{}
-	mi := &file_api_proto_msgTypes[36]
+	mi := &file_api_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2847,7 +2950,7 @@ func (x *StatusRequest) String() string {
 func (*StatusRequest) ProtoMessage() {}
 
 func (x *StatusRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_proto_msgTypes[36]
+	mi := &file_api_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2860,7 +2963,7 @@ func (x *StatusRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusRequest.ProtoReflect.Descriptor instead.
 func (*StatusRequest) Descriptor() ([]byte, []int) {
-	return file_api_proto_rawDescGZIP(), []int{36}
+	return file_api_proto_rawDescGZIP(), []int{37}
 }
 
 type ClusterStatus struct {
@@ -2889,7 +2992,7 @@ type ClusterStatus struct {
 
 func (x *ClusterStatus) Reset() {
 	*x = ClusterStatus{}
-	mi := &file_api_proto_msgTypes[37]
+	mi := &file_api_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2901,7 +3004,7 @@ func (x *ClusterStatus) String() string {
 func (*ClusterStatus) ProtoMessage() {}
 
 func (x *ClusterStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_api_proto_msgTypes[37]
+	mi := &file_api_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2914,7 +3017,7 @@ func (x *ClusterStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ClusterStatus.ProtoReflect.Descriptor instead.
 func (*ClusterStatus) Descriptor() ([]byte, []int) {
-	return file_api_proto_rawDescGZIP(), []int{37}
+	return file_api_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *ClusterStatus) GetReady() bool {
@@ -3055,7 +3158,7 @@ type ErrorDetail struct {
 
 func (x *ErrorDetail) Reset() {
 	*x = ErrorDetail{}
-	mi := &file_api_proto_msgTypes[38]
+	mi := &file_api_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3067,7 +3170,7 @@ func (x *ErrorDetail) String() string {
 func (*ErrorDetail) ProtoMessage() {}
 
 func (x *ErrorDetail) ProtoReflect() protoreflect.Message {
-	mi := &file_api_proto_msgTypes[38]
+	mi := &file_api_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3080,7 +3183,7 @@ func (x *ErrorDetail) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ErrorDetail.ProtoReflect.Descriptor instead.
 func (*ErrorDetail) Descriptor() ([]byte, []int) {
-	return file_api_proto_rawDescGZIP(), []int{38}
+	return file_api_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *ErrorDetail) GetKind() string {
@@ -3128,12 +3231,12 @@ const file_api_proto_rawDesc = "" +
 	"\x13ListVolumesResponse\x121\n" +
 	"\avolumes\x18\x01 \x03(\v2\x17.holdfast.api.v1.VolumeR\avolumes\"&\n" +
 	"\x14RemoveVolumeResponse\x12\x0e\n" +
-	"\x02id\x18\x01 \x01(\tR\x02id\"\xb3\x06\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\"\xc1\x06\n" +
 	"\x06Volume\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x0e\n" +
 	"\x02id\x18\x02 \x01(\tR\x02id\x12\x12\n" +
-	"\x04size\x18\x03 \x01(\x03R\x04size\x12\x12\n" +
-	"\x04used\x18\x04 \x01(\x03R\x04used\x12\x14\n" +
+	"\x04size\x18\x03 \x01(\x03R\x04size\x12\x17\n" +
+	"\x04used\x18\x04 \x01(\x03H\x00R\x04used\x88\x01\x01\x12\x14\n" +
 	"\x05state\x18\x05 \x01(\tR\x05state\x12\x12\n" +
 	"\x04node\x18\x06 \x01(\tR\x04node\x12\x14\n" +
 	"\x05epoch\x18\a \x01(\x04R\x05epoch\x12#\n" +
@@ -3162,7 +3265,8 @@ const file_api_proto_rawDesc = "" +
 	"\x06repair\x18\x19 \x01(\v2\x17.holdfast.api.v1.RepairR\x06repair\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\x84\x01\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01B\a\n" +
+	"\x05_used\"\x84\x01\n" +
 	"\x06Repair\x12\x12\n" +
 	"\x04node\x18\x01 \x01(\tR\x04node\x12!\n" +
 	"\fsince_millis\x18\x02 \x01(\x03R\vsinceMillis\x12\x14\n" +
@@ -3258,7 +3362,7 @@ const file_api_proto_rawDesc = "" +
 	"\x02id\x18\x01 \x01(\tR\x02id\"\x12\n" +
 	"\x10ListNodesRequest\"@\n" +
 	"\x11ListNodesResponse\x12+\n" +
-	"\x05nodes\x18\x01 \x03(\v2\x15.holdfast.api.v1.NodeR\x05nodes\"\x90\x04\n" +
+	"\x05nodes\x18\x01 \x03(\v2\x15.holdfast.api.v1.NodeR\x05nodes\"\xcd\x04\n" +
 	"\x04Node\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x0e\n" +
 	"\x02id\x18\x02 \x01(\tR\x02id\x12\x18\n" +
@@ -3276,10 +3380,18 @@ const file_api_proto_rawDesc = "" +
 	"\breplicas\x18\r \x01(\x05R\breplicas\x12\x1f\n" +
 	"\vgone_millis\x18\x0e \x01(\x03R\n" +
 	"goneMillis\x12*\n" +
-	"\x11rebuild_in_millis\x18\x0f \x01(\x03R\x0frebuildInMillis\x1a9\n" +
+	"\x11rebuild_in_millis\x18\x0f \x01(\x03R\x0frebuildInMillis\x12;\n" +
+	"\battached\x18\x10 \x03(\v2\x1f.holdfast.api.v1.NodeAttachmentR\battached\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xaf\x01\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\x9e\x01\n" +
+	"\x0eNodeAttachment\x12\x16\n" +
+	"\x06volume\x18\x01 \x01(\tR\x06volume\x12\x12\n" +
+	"\x04told\x18\x02 \x01(\bR\x04told\x12\x16\n" +
+	"\x06mounts\x18\x03 \x01(\x05R\x06mounts\x12\x18\n" +
+	"\aclients\x18\x04 \x01(\x05R\aclients\x12\x16\n" +
+	"\x06device\x18\x05 \x01(\tR\x06device\x12\x16\n" +
+	"\x06remedy\x18\x06 \x01(\tR\x06remedy\"\xaf\x01\n" +
 	"\x06Impact\x12\x12\n" +
 	"\x04node\x18\x01 \x01(\tR\x04node\x12\x16\n" +
 	"\x06voters\x18\x02 \x01(\x05R\x06voters\x12\x1f\n" +
@@ -3297,7 +3409,7 @@ const file_api_proto_rawDesc = "" +
 	"\x10ListDisksRequest\x12\x12\n" +
 	"\x04node\x18\x01 \x01(\tR\x04node\"@\n" +
 	"\x11ListDisksResponse\x12+\n" +
-	"\x05disks\x18\x01 \x03(\v2\x15.holdfast.api.v1.DiskR\x05disks\"\xcb\x06\n" +
+	"\x05disks\x18\x01 \x03(\v2\x15.holdfast.api.v1.DiskR\x05disks\"\xe8\x06\n" +
 	"\x04Disk\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04node\x18\x02 \x01(\tR\x04node\x12\x12\n" +
@@ -3331,7 +3443,8 @@ const file_api_proto_rawDesc = "" +
 	"\x04open\x18\x1a \x01(\bR\x04open\x12\x18\n" +
 	"\aremoved\x18\x1b \x01(\bR\aremoved\x12!\n" +
 	"\ffull_percent\x18\x1c \x01(\x05R\vfullPercent\x12\x1b\n" +
-	"\tfull_host\x18\x1d \x01(\bR\bfullHost\x12\x1c\n" +
+	"\tfull_host\x18\x1d \x01(\bR\bfullHost\x12\x1b\n" +
+	"\tfree_host\x18\x1f \x01(\bR\bfreeHost\x12\x1c\n" +
 	"\twatermark\x18\x1e \x01(\x05R\twatermark\"\xc6\x01\n" +
 	"\vDiskReplica\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x16\n" +
@@ -3434,7 +3547,7 @@ func file_api_proto_rawDescGZIP() []byte {
 	return file_api_proto_rawDescData
 }
 
-var file_api_proto_msgTypes = make([]protoimpl.MessageInfo, 43)
+var file_api_proto_msgTypes = make([]protoimpl.MessageInfo, 44)
 var file_api_proto_goTypes = []any{
 	(*CreateVolumeRequest)(nil),  // 0: holdfast.api.v1.CreateVolumeRequest
 	(*UpdateVolumeRequest)(nil),  // 1: holdfast.api.v1.UpdateVolumeRequest
@@ -3461,30 +3574,31 @@ var file_api_proto_goTypes = []any{
 	(*ListNodesRequest)(nil),     // 22: holdfast.api.v1.ListNodesRequest
 	(*ListNodesResponse)(nil),    // 23: holdfast.api.v1.ListNodesResponse
 	(*Node)(nil),                 // 24: holdfast.api.v1.Node
-	(*Impact)(nil),               // 25: holdfast.api.v1.Impact
-	(*VolumeImpact)(nil),         // 26: holdfast.api.v1.VolumeImpact
-	(*ListDisksRequest)(nil),     // 27: holdfast.api.v1.ListDisksRequest
-	(*ListDisksResponse)(nil),    // 28: holdfast.api.v1.ListDisksResponse
-	(*Disk)(nil),                 // 29: holdfast.api.v1.Disk
-	(*DiskReplica)(nil),          // 30: holdfast.api.v1.DiskReplica
-	(*Scrub)(nil),                // 31: holdfast.api.v1.Scrub
-	(*DiskRequest)(nil),          // 32: holdfast.api.v1.DiskRequest
-	(*AddDiskRequest)(nil),       // 33: holdfast.api.v1.AddDiskRequest
-	(*RemoveDiskRequest)(nil),    // 34: holdfast.api.v1.RemoveDiskRequest
-	(*ScrubDiskRequest)(nil),     // 35: holdfast.api.v1.ScrubDiskRequest
-	(*StatusRequest)(nil),        // 36: holdfast.api.v1.StatusRequest
-	(*ClusterStatus)(nil),        // 37: holdfast.api.v1.ClusterStatus
-	(*ErrorDetail)(nil),          // 38: holdfast.api.v1.ErrorDetail
-	nil,                          // 39: holdfast.api.v1.CreateVolumeRequest.OptionsEntry
-	nil,                          // 40: holdfast.api.v1.UpdateVolumeRequest.OptionsEntry
-	nil,                          // 41: holdfast.api.v1.Volume.LabelsEntry
-	nil,                          // 42: holdfast.api.v1.Node.LabelsEntry
+	(*NodeAttachment)(nil),       // 25: holdfast.api.v1.NodeAttachment
+	(*Impact)(nil),               // 26: holdfast.api.v1.Impact
+	(*VolumeImpact)(nil),         // 27: holdfast.api.v1.VolumeImpact
+	(*ListDisksRequest)(nil),     // 28: holdfast.api.v1.ListDisksRequest
+	(*ListDisksResponse)(nil),    // 29: holdfast.api.v1.ListDisksResponse
+	(*Disk)(nil),                 // 30: holdfast.api.v1.Disk
+	(*DiskReplica)(nil),          // 31: holdfast.api.v1.DiskReplica
+	(*Scrub)(nil),                // 32: holdfast.api.v1.Scrub
+	(*DiskRequest)(nil),          // 33: holdfast.api.v1.DiskRequest
+	(*AddDiskRequest)(nil),       // 34: holdfast.api.v1.AddDiskRequest
+	(*RemoveDiskRequest)(nil),    // 35: holdfast.api.v1.RemoveDiskRequest
+	(*ScrubDiskRequest)(nil),     // 36: holdfast.api.v1.ScrubDiskRequest
+	(*StatusRequest)(nil),        // 37: holdfast.api.v1.StatusRequest
+	(*ClusterStatus)(nil),        // 38: holdfast.api.v1.ClusterStatus
+	(*ErrorDetail)(nil),          // 39: holdfast.api.v1.ErrorDetail
+	nil,                          // 40: holdfast.api.v1.CreateVolumeRequest.OptionsEntry
+	nil,                          // 41: holdfast.api.v1.UpdateVolumeRequest.OptionsEntry
+	nil,                          // 42: holdfast.api.v1.Volume.LabelsEntry
+	nil,                          // 43: holdfast.api.v1.Node.LabelsEntry
 }
 var file_api_proto_depIdxs = []int32{
-	39, // 0: holdfast.api.v1.CreateVolumeRequest.options:type_name -> holdfast.api.v1.CreateVolumeRequest.OptionsEntry
-	40, // 1: holdfast.api.v1.UpdateVolumeRequest.options:type_name -> holdfast.api.v1.UpdateVolumeRequest.OptionsEntry
+	40, // 0: holdfast.api.v1.CreateVolumeRequest.options:type_name -> holdfast.api.v1.CreateVolumeRequest.OptionsEntry
+	41, // 1: holdfast.api.v1.UpdateVolumeRequest.options:type_name -> holdfast.api.v1.UpdateVolumeRequest.OptionsEntry
 	6,  // 2: holdfast.api.v1.ListVolumesResponse.volumes:type_name -> holdfast.api.v1.Volume
-	41, // 3: holdfast.api.v1.Volume.labels:type_name -> holdfast.api.v1.Volume.LabelsEntry
+	42, // 3: holdfast.api.v1.Volume.labels:type_name -> holdfast.api.v1.Volume.LabelsEntry
 	8,  // 4: holdfast.api.v1.Volume.replicas:type_name -> holdfast.api.v1.Replica
 	7,  // 5: holdfast.api.v1.Volume.repair:type_name -> holdfast.api.v1.Repair
 	11, // 6: holdfast.api.v1.Salvage.candidates:type_name -> holdfast.api.v1.SalvageCandidate
@@ -3493,57 +3607,58 @@ var file_api_proto_depIdxs = []int32{
 	6,  // 9: holdfast.api.v1.Explanation.volume:type_name -> holdfast.api.v1.Volume
 	18, // 10: holdfast.api.v1.Explanation.waits:type_name -> holdfast.api.v1.WaitReason
 	24, // 11: holdfast.api.v1.ListNodesResponse.nodes:type_name -> holdfast.api.v1.Node
-	42, // 12: holdfast.api.v1.Node.labels:type_name -> holdfast.api.v1.Node.LabelsEntry
-	29, // 13: holdfast.api.v1.Node.disks:type_name -> holdfast.api.v1.Disk
-	26, // 14: holdfast.api.v1.Impact.volumes:type_name -> holdfast.api.v1.VolumeImpact
-	29, // 15: holdfast.api.v1.ListDisksResponse.disks:type_name -> holdfast.api.v1.Disk
-	31, // 16: holdfast.api.v1.Disk.scrub:type_name -> holdfast.api.v1.Scrub
-	30, // 17: holdfast.api.v1.Disk.on_it:type_name -> holdfast.api.v1.DiskReplica
-	0,  // 18: holdfast.api.v1.Holdfast.CreateVolume:input_type -> holdfast.api.v1.CreateVolumeRequest
-	3,  // 19: holdfast.api.v1.Holdfast.ListVolumes:input_type -> holdfast.api.v1.ListVolumesRequest
-	2,  // 20: holdfast.api.v1.Holdfast.InspectVolume:input_type -> holdfast.api.v1.VolumeRequest
-	2,  // 21: holdfast.api.v1.Holdfast.RemoveVolume:input_type -> holdfast.api.v1.VolumeRequest
-	12, // 22: holdfast.api.v1.Holdfast.AttachVolume:input_type -> holdfast.api.v1.AttachVolumeRequest
-	15, // 23: holdfast.api.v1.Holdfast.DetachVolume:input_type -> holdfast.api.v1.DetachVolumeRequest
-	2,  // 24: holdfast.api.v1.Holdfast.ExplainVolume:input_type -> holdfast.api.v1.VolumeRequest
-	1,  // 25: holdfast.api.v1.Holdfast.UpdateVolume:input_type -> holdfast.api.v1.UpdateVolumeRequest
-	9,  // 26: holdfast.api.v1.Holdfast.SalvageVolume:input_type -> holdfast.api.v1.SalvageRequest
-	22, // 27: holdfast.api.v1.Holdfast.ListNodes:input_type -> holdfast.api.v1.ListNodesRequest
-	19, // 28: holdfast.api.v1.Holdfast.InspectNode:input_type -> holdfast.api.v1.NodeRequest
-	19, // 29: holdfast.api.v1.Holdfast.WhatIfDown:input_type -> holdfast.api.v1.NodeRequest
-	20, // 30: holdfast.api.v1.Holdfast.SetNodeDuty:input_type -> holdfast.api.v1.NodeDutyRequest
-	19, // 31: holdfast.api.v1.Holdfast.RemoveNode:input_type -> holdfast.api.v1.NodeRequest
-	27, // 32: holdfast.api.v1.Holdfast.ListDisks:input_type -> holdfast.api.v1.ListDisksRequest
-	33, // 33: holdfast.api.v1.Holdfast.AddDisk:input_type -> holdfast.api.v1.AddDiskRequest
-	32, // 34: holdfast.api.v1.Holdfast.InspectDisk:input_type -> holdfast.api.v1.DiskRequest
-	34, // 35: holdfast.api.v1.Holdfast.RemoveDisk:input_type -> holdfast.api.v1.RemoveDiskRequest
-	35, // 36: holdfast.api.v1.Holdfast.ScrubDisk:input_type -> holdfast.api.v1.ScrubDiskRequest
-	36, // 37: holdfast.api.v1.Holdfast.Status:input_type -> holdfast.api.v1.StatusRequest
-	6,  // 38: holdfast.api.v1.Holdfast.CreateVolume:output_type -> holdfast.api.v1.Volume
-	4,  // 39: holdfast.api.v1.Holdfast.ListVolumes:output_type -> holdfast.api.v1.ListVolumesResponse
-	6,  // 40: holdfast.api.v1.Holdfast.InspectVolume:output_type -> holdfast.api.v1.Volume
-	5,  // 41: holdfast.api.v1.Holdfast.RemoveVolume:output_type -> holdfast.api.v1.RemoveVolumeResponse
-	13, // 42: holdfast.api.v1.Holdfast.AttachVolume:output_type -> holdfast.api.v1.AttachProgress
-	16, // 43: holdfast.api.v1.Holdfast.DetachVolume:output_type -> holdfast.api.v1.DetachVolumeResponse
-	17, // 44: holdfast.api.v1.Holdfast.ExplainVolume:output_type -> holdfast.api.v1.Explanation
-	6,  // 45: holdfast.api.v1.Holdfast.UpdateVolume:output_type -> holdfast.api.v1.Volume
-	10, // 46: holdfast.api.v1.Holdfast.SalvageVolume:output_type -> holdfast.api.v1.Salvage
-	23, // 47: holdfast.api.v1.Holdfast.ListNodes:output_type -> holdfast.api.v1.ListNodesResponse
-	24, // 48: holdfast.api.v1.Holdfast.InspectNode:output_type -> holdfast.api.v1.Node
-	25, // 49: holdfast.api.v1.Holdfast.WhatIfDown:output_type -> holdfast.api.v1.Impact
-	24, // 50: holdfast.api.v1.Holdfast.SetNodeDuty:output_type -> holdfast.api.v1.Node
-	21, // 51: holdfast.api.v1.Holdfast.RemoveNode:output_type -> holdfast.api.v1.RemoveNodeResponse
-	28, // 52: holdfast.api.v1.Holdfast.ListDisks:output_type -> holdfast.api.v1.ListDisksResponse
-	29, // 53: holdfast.api.v1.Holdfast.AddDisk:output_type -> holdfast.api.v1.Disk
-	29, // 54: holdfast.api.v1.Holdfast.InspectDisk:output_type -> holdfast.api.v1.Disk
-	29, // 55: holdfast.api.v1.Holdfast.RemoveDisk:output_type -> holdfast.api.v1.Disk
-	29, // 56: holdfast.api.v1.Holdfast.ScrubDisk:output_type -> holdfast.api.v1.Disk
-	37, // 57: holdfast.api.v1.Holdfast.Status:output_type -> holdfast.api.v1.ClusterStatus
-	38, // [38:58] is the sub-list for method output_type
-	18, // [18:38] is the sub-list for method input_type
-	18, // [18:18] is the sub-list for extension type_name
-	18, // [18:18] is the sub-list for extension extendee
-	0,  // [0:18] is the sub-list for field type_name
+	43, // 12: holdfast.api.v1.Node.labels:type_name -> holdfast.api.v1.Node.LabelsEntry
+	30, // 13: holdfast.api.v1.Node.disks:type_name -> holdfast.api.v1.Disk
+	25, // 14: holdfast.api.v1.Node.attached:type_name -> holdfast.api.v1.NodeAttachment
+	27, // 15: holdfast.api.v1.Impact.volumes:type_name -> holdfast.api.v1.VolumeImpact
+	30, // 16: holdfast.api.v1.ListDisksResponse.disks:type_name -> holdfast.api.v1.Disk
+	32, // 17: holdfast.api.v1.Disk.scrub:type_name -> holdfast.api.v1.Scrub
+	31, // 18: holdfast.api.v1.Disk.on_it:type_name -> holdfast.api.v1.DiskReplica
+	0,  // 19: holdfast.api.v1.Holdfast.CreateVolume:input_type -> holdfast.api.v1.CreateVolumeRequest
+	3,  // 20: holdfast.api.v1.Holdfast.ListVolumes:input_type -> holdfast.api.v1.ListVolumesRequest
+	2,  // 21: holdfast.api.v1.Holdfast.InspectVolume:input_type -> holdfast.api.v1.VolumeRequest
+	2,  // 22: holdfast.api.v1.Holdfast.RemoveVolume:input_type -> holdfast.api.v1.VolumeRequest
+	12, // 23: holdfast.api.v1.Holdfast.AttachVolume:input_type -> holdfast.api.v1.AttachVolumeRequest
+	15, // 24: holdfast.api.v1.Holdfast.DetachVolume:input_type -> holdfast.api.v1.DetachVolumeRequest
+	2,  // 25: holdfast.api.v1.Holdfast.ExplainVolume:input_type -> holdfast.api.v1.VolumeRequest
+	1,  // 26: holdfast.api.v1.Holdfast.UpdateVolume:input_type -> holdfast.api.v1.UpdateVolumeRequest
+	9,  // 27: holdfast.api.v1.Holdfast.SalvageVolume:input_type -> holdfast.api.v1.SalvageRequest
+	22, // 28: holdfast.api.v1.Holdfast.ListNodes:input_type -> holdfast.api.v1.ListNodesRequest
+	19, // 29: holdfast.api.v1.Holdfast.InspectNode:input_type -> holdfast.api.v1.NodeRequest
+	19, // 30: holdfast.api.v1.Holdfast.WhatIfDown:input_type -> holdfast.api.v1.NodeRequest
+	20, // 31: holdfast.api.v1.Holdfast.SetNodeDuty:input_type -> holdfast.api.v1.NodeDutyRequest
+	19, // 32: holdfast.api.v1.Holdfast.RemoveNode:input_type -> holdfast.api.v1.NodeRequest
+	28, // 33: holdfast.api.v1.Holdfast.ListDisks:input_type -> holdfast.api.v1.ListDisksRequest
+	34, // 34: holdfast.api.v1.Holdfast.AddDisk:input_type -> holdfast.api.v1.AddDiskRequest
+	33, // 35: holdfast.api.v1.Holdfast.InspectDisk:input_type -> holdfast.api.v1.DiskRequest
+	35, // 36: holdfast.api.v1.Holdfast.RemoveDisk:input_type -> holdfast.api.v1.RemoveDiskRequest
+	36, // 37: holdfast.api.v1.Holdfast.ScrubDisk:input_type -> holdfast.api.v1.ScrubDiskRequest
+	37, // 38: holdfast.api.v1.Holdfast.Status:input_type -> holdfast.api.v1.StatusRequest
+	6,  // 39: holdfast.api.v1.Holdfast.CreateVolume:output_type -> holdfast.api.v1.Volume
+	4,  // 40: holdfast.api.v1.Holdfast.ListVolumes:output_type -> holdfast.api.v1.ListVolumesResponse
+	6,  // 41: holdfast.api.v1.Holdfast.InspectVolume:output_type -> holdfast.api.v1.Volume
+	5,  // 42: holdfast.api.v1.Holdfast.RemoveVolume:output_type -> holdfast.api.v1.RemoveVolumeResponse
+	13, // 43: holdfast.api.v1.Holdfast.AttachVolume:output_type -> holdfast.api.v1.AttachProgress
+	16, // 44: holdfast.api.v1.Holdfast.DetachVolume:output_type -> holdfast.api.v1.DetachVolumeResponse
+	17, // 45: holdfast.api.v1.Holdfast.ExplainVolume:output_type -> holdfast.api.v1.Explanation
+	6,  // 46: holdfast.api.v1.Holdfast.UpdateVolume:output_type -> holdfast.api.v1.Volume
+	10, // 47: holdfast.api.v1.Holdfast.SalvageVolume:output_type -> holdfast.api.v1.Salvage
+	23, // 48: holdfast.api.v1.Holdfast.ListNodes:output_type -> holdfast.api.v1.ListNodesResponse
+	24, // 49: holdfast.api.v1.Holdfast.InspectNode:output_type -> holdfast.api.v1.Node
+	26, // 50: holdfast.api.v1.Holdfast.WhatIfDown:output_type -> holdfast.api.v1.Impact
+	24, // 51: holdfast.api.v1.Holdfast.SetNodeDuty:output_type -> holdfast.api.v1.Node
+	21, // 52: holdfast.api.v1.Holdfast.RemoveNode:output_type -> holdfast.api.v1.RemoveNodeResponse
+	29, // 53: holdfast.api.v1.Holdfast.ListDisks:output_type -> holdfast.api.v1.ListDisksResponse
+	30, // 54: holdfast.api.v1.Holdfast.AddDisk:output_type -> holdfast.api.v1.Disk
+	30, // 55: holdfast.api.v1.Holdfast.InspectDisk:output_type -> holdfast.api.v1.Disk
+	30, // 56: holdfast.api.v1.Holdfast.RemoveDisk:output_type -> holdfast.api.v1.Disk
+	30, // 57: holdfast.api.v1.Holdfast.ScrubDisk:output_type -> holdfast.api.v1.Disk
+	38, // 58: holdfast.api.v1.Holdfast.Status:output_type -> holdfast.api.v1.ClusterStatus
+	39, // [39:59] is the sub-list for method output_type
+	19, // [19:39] is the sub-list for method input_type
+	19, // [19:19] is the sub-list for extension type_name
+	19, // [19:19] is the sub-list for extension extendee
+	0,  // [0:19] is the sub-list for field type_name
 }
 
 func init() { file_api_proto_init() }
@@ -3551,13 +3666,14 @@ func file_api_proto_init() {
 	if File_api_proto != nil {
 		return
 	}
+	file_api_proto_msgTypes[6].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_api_proto_rawDesc), len(file_api_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   43,
+			NumMessages:   44,
 			NumExtensions: 0,
 			NumServices:   1,
 		},
