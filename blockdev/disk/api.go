@@ -53,8 +53,9 @@ type Options struct {
 	ApplyEvery time.Duration
 
 	// MayGrow says why no more of the host's space may be taken for new chunks, or nil;
-	// what needs none goes on. It must not block. May be nil.
-	MayGrow func() error
+	// what needs none goes on. With ahead nothing needs them yet, or can do without. It
+	// must not block. May be nil.
+	MayGrow func(ahead bool) error
 	// MapCache bounds the leaves of maps held in memory, in bytes. Zero:
 	// DefaultMapCache; at least MinMapCache. What exceeds it is read again when it
 	// is needed.
@@ -103,10 +104,10 @@ type Stat struct {
 	Reclaimable int64
 	Map         int64 // what of Used holds the map
 	// Allocated is what chunks take of the file system below: Used, and free ones
-	// that space was set aside for (at most 64 MiB ahead of need, and what Reserved
-	// and the map's next checkpoint need). An image takes the superblocks besides,
-	// and after it was opened again maybe what an earlier life set aside, until that
-	// is used or the file system runs full. On a device it is the Capacity.
+	// that space was set aside for (at most 64 MiB ahead of need, what Reserved and the
+	// map's next checkpoint need, and while large writes stream as much as they took
+	// between two checkpoints). An image takes the superblocks besides, and for a moment
+	// after it was opened what an earlier life set aside. On a device it is the Capacity.
 	Allocated int64
 	WALSize   int64
 	WALUsed   int64 // with what logged writes hold in chunks

@@ -25,10 +25,11 @@ func (r *Replica) Credit() int64 {
 	return r.credit.Load()
 }
 
-// Ahead raises the credit to want bytes as Reserve does, unless the disk is so full
-// that nothing is to be promised ahead of need. A shortage is no error.
+// Ahead raises the credit to want bytes as Reserve does, unless the disk, or the host, is
+// so full that nothing is to be promised ahead of need. A shortage is no error.
 func (r *Replica) Ahead(want int64) error {
-	if have := r.Credit() * chunkSize; have >= want || r.d.alloc.above(creditShare, (want-have)/chunkSize) {
+	more := (want - r.Credit()*chunkSize + chunkSize - 1) / chunkSize
+	if more <= 0 || r.d.alloc.above(creditShare, more) || r.d.alloc.short(more, 0) > 0 && r.d.mayGrow(true) != nil {
 		return nil
 	}
 	_, err := r.Reserve(want)

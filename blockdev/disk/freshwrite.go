@@ -65,7 +65,7 @@ func (d *Disk) takeFresh(n int64) []uint32 {
 func (d *Disk) growFresh(n int64) bool {
 	d.growing.Lock()
 	defer d.growing.Unlock()
-	if d.hostFull || d.mayGrow() != nil {
+	if d.hostFull || d.mayGrow(true) != nil {
 		return false
 	}
 	d.hostFull = d.growLocked(n, 0) != nil

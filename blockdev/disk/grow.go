@@ -32,7 +32,7 @@ func (d *Disk) grow(n, pages int64) error {
 	d.growing.Lock()
 	defer d.growing.Unlock()
 	if d.alloc.short(n, pages) > 0 {
-		if err := d.mayGrow(); err != nil {
+		if err := d.mayGrow(false); err != nil {
 			return err
 		}
 	}
@@ -59,11 +59,11 @@ func (d *Disk) grow(n, pages int64) error {
 
 // mayGrow returns why the host's space must be spared, or nil. What the log holds
 // when a disk is opened must find its place all the same.
-func (d *Disk) mayGrow() error {
+func (d *Disk) mayGrow(ahead bool) error {
 	if d.opts.MayGrow == nil || !d.opened.Load() {
 		return nil
 	}
-	if err := d.opts.MayGrow(); err != nil {
+	if err := d.opts.MayGrow(ahead); err != nil {
 		return holdfast.Errorf(holdfast.ErrNoSpace, "no more space is taken for the disk: %w", err)
 	}
 	return nil

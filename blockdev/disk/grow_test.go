@@ -210,7 +210,7 @@ func TestMayGrow(t *testing.T) {
 	o.Size = 256 << 20
 	mustFormat(t, fs, testPath, o)
 	var low error
-	d, err := Open(t.Context(), fs, testPath, Options{foreground: true, MayGrow: func() error { return low }})
+	d, err := Open(t.Context(), fs, testPath, Options{foreground: true, MayGrow: func(bool) error { return low }})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -242,5 +242,59 @@ func TestMayGrow(t *testing.T) {
 	wantRead(t, r, 100<<20, pattern(q+2, 1<<20))
 	if err := d.Close(); err != nil {
 		t.Fatal(err)
+	}
+}
+
+// While the host's space must not be taken ahead of need, what has space is promised and
+// no more; large writes take no fresh chunks that have none, and what needs a new chunk
+// gets it.
+func TestMayGrowAhead(t *testing.T) {
+	fs := vfs.NewMemory(1)
+	o := smallFormat()
+	o.Size = 256 << 20
+	mustFormat(t, fs, testPath, o)
+	full := false
+	d, err := Open(t.Context(), fs, testPath, Options{foreground: true, MayGrow: func(ahead bool) error {
+		if ahead && full {
+			return holdfast.Errorf(holdfast.ErrNoSpace, "93 %% in use")
+		}
+		return nil
+	}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer d.Close()
+	r := mustCreate(t, d, 1, 200<<20)
+	mustAppend(t, r, writeEntry(0, 1, 0, 4096))
+	full = true
+	if err := r.Ahead(1 << 20); err != nil || r.Credit() != 16 {
+		t.Fatalf("credit %d, %v: there was space for it", r.Credit(), err)
+	}
+	held := fs.Held()
+	if err := r.Ahead(128 << 20); err != nil || r.Credit() != 16 {
+		t.Fatalf("credit %d, %v: space was taken ahead of need", r.Credit(), err)
+	}
+	if more := fs.Held() - held; more != 0 {
+		t.Errorf("%d bytes were taken ahead of need", more)
+	}
+	twice := 0
+	for seq := holdfast.Seq(2); seq < 130; seq++ {
+		e := writeEntry(0, seq, int64(seq)<<20, 1<<20)
+		e.Commit = seq - 1
+		mustAppend(t, r, e)
+		if entryAt(t, r, seq).fresh == nil {
+			twice++
+		}
+		if seq%8 == 0 {
+			mustCheckpoint(t, d, r)
+		}
+		wantRead(t, r, e.Offset, e.Payload)
+	}
+	if twice == 0 {
+		t.Error("fresh chunks were taken all the time")
+	}
+	full = false
+	if err := r.Ahead(4 << 20); err != nil || r.Credit() != 64 {
+		t.Fatalf("credit %d, %v", r.Credit(), err)
 	}
 }

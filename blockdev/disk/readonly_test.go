@@ -237,22 +237,30 @@ func mutates(t *testing.T, d *Disk) {
 }
 
 // Damage is told of a disk that is read alone as of any other: a payload of the
-// log, a block of an install that is read from there.
+// log, a block of an install that is read from there, or from its place.
 func TestReadOnlyTellsOfDamage(t *testing.T) {
-	at := map[recordType]int64{}
+	var install, place int64
 	for _, f := range scanSlot(logOf(t, goldenDisk(t)), 0, seedOf(testDisk)) {
-		at[f.typ] = f.pos // of the last of a type
+		switch {
+		case f.typ != recInstall:
+		case f.flags&flagFresh == 0:
+			install = f.pos
+		default:
+			place = headerArea + int64(f.freshChunks()[0])*chunkSize
+		}
 	}
 	for _, c := range []struct {
 		name  string
+		file  string
 		pos   int64
 		where int64 // in the segment
 	}{
-		{"install", at[recInstall] + 3*blockSize + 5, 7*chunkSize + 5*blockSize}, // its blocks 1 and 2 are zero
-		{"write", lastWrite(t, goldenDisk(t)), 16384},
+		{"install", walName(testPath, 0), install + 3*blockSize + 5, 7*chunkSize + 5*blockSize}, // its blocks 1 and 2 are zero
+		{"install in place", testPath, place + 3*blockSize + 5, 8*chunkSize + 3*blockSize},
+		{"write", walName(testPath, 0), lastWrite(t, goldenDisk(t)), 16384},
 	} {
 		fs := goldenDisk(t)
-		if err := fs.FlipBit(walName(testPath, 0), c.pos, 1); err != nil {
+		if err := fs.FlipBit(c.file, c.pos, 1); err != nil {
 			t.Fatal(err)
 		}
 		rewriteSuper(t, fs, func(s *superblock) { s.roCompat = 2 })

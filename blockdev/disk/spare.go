@@ -29,7 +29,7 @@ const sparesAtOnce = 256
 // should be.
 func (d *Disk) sparesWanted() int64 {
 	d.growing.Lock()
-	low := d.hostFull || d.mayGrow() != nil
+	low := d.hostFull || d.mayGrow(true) != nil
 	d.growing.Unlock()
 	a := d.alloc
 	a.mu.Lock()

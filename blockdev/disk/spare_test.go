@@ -86,7 +86,7 @@ func TestNoSparesOnAHostThatIsLow(t *testing.T) {
 	low := false
 	fs := vfs.NewMemory(1)
 	mustFormat(t, fs, testPath, smallFormat())
-	d, err := Open(t.Context(), fs, testPath, Options{ApplyEvery: -1, MayGrow: func() error {
+	d, err := Open(t.Context(), fs, testPath, Options{ApplyEvery: -1, MayGrow: func(bool) error {
 		if low {
 			return errors.New("low")
 		}

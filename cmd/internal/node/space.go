@@ -74,14 +74,18 @@ func (s *space) look() error {
 
 // grow says why a disk at path may take no more space, or nil: of this very moment,
 // for a disk can take much in a second.
-func (s *space) grow(path string) error {
+func (s *space) grow(path string, ahead bool) error {
 	if err := s.look(); err != nil {
 		return err
 	}
 	if free := s.free.Load(); free < 2*s.ballast && s.holds(path) {
 		return s.low(free, "twice")
 	}
-	if f, ok := hostFill(path); ok && f*100 >= reconcile.MarkRefuse {
+	mark := float64(reconcile.MarkRefuse)
+	if ahead {
+		mark = reconcile.MarkCredit
+	}
+	if f, ok := hostFill(path); ok && f*100 >= mark {
 		return holdfast.Errorf(holdfast.ErrNoSpace, "%d %% of the file system of %s are in use", int(f*100), path).WithRemedy("make room there")
 	}
 	return nil

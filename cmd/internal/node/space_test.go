@@ -6,6 +6,8 @@ import (
 	"path/filepath"
 	"testing"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/holdfast-storage/holdfast"
 	"github.com/holdfast-storage/holdfast/cmd/internal/reconcile"
 )
@@ -54,7 +56,7 @@ func TestSpace(t *testing.T) {
 		for what, got := range map[string]struct {
 			err error
 			may bool
-		}{"grow": {s.grow(image), c.grow}, "lead": {s.lead(), c.lead}, "a device grows": {s.grow("/dev/null"), true}} {
+		}{"grow": {s.grow(image, false), c.grow}, "lead": {s.lead(), c.lead}, "a device grows": {s.grow("/dev/null", true), true}} {
 			if got.may != (got.err == nil) || got.err != nil && (!errors.Is(got.err, holdfast.ErrNoSpace) || holdfast.RemedyOf(got.err) == "") {
 				t.Errorf("%s, %s: got %v", c.name, what, got.err)
 			}
@@ -88,8 +90,8 @@ func TestRoom(t *testing.T) {
 			t.Fatal(err)
 		}
 		room, ok := s.room(image)
-		if !ok || room.FS != s.device || room.Has < 1<<20 || room.Left < c.least || room.Left > c.most || (room.Left > 0) != (s.grow(image) == nil) {
-			t.Errorf("%s: got %+v, %v of %d free, want %d to %d; to grow: %v", c.name, room, ok, free, c.least, c.most, s.grow(image))
+		if !ok || room.FS != s.device || room.Has < 1<<20 || room.Left < c.least || room.Left > c.most || (room.Left > 0) != (s.grow(image, false) == nil) {
+			t.Errorf("%s: got %+v, %v of %d free, want %d to %d; to grow: %v", c.name, room, ok, free, c.least, c.most, s.grow(image, false))
 		}
 		s.device++ // the data directory lies elsewhere
 		if elsewhere, _ := s.room(image); elsewhere.Left < room.Left-slack || elsewhere.Left == 0 {
@@ -103,6 +105,38 @@ func TestRoom(t *testing.T) {
 	for _, path := range []string{"/dev/null", dir, image + "-none"} {
 		if room, ok := s.room(path); ok {
 			t.Errorf("%s: got %+v, want nothing", path, room)
+		}
+	}
+}
+
+// TestGrowAhead: space is not taken ahead of need from 92 % of the file system on, and
+// not at all from 97 %.
+func TestGrowAhead(t *testing.T) {
+	if os.Geteuid() != 0 || os.Getenv("HOLDFAST_UNIT") == "1" {
+		t.Skip("mounting needs root")
+	}
+	dir := t.TempDir()
+	if err := unix.Mount("tmpfs", dir, "tmpfs", 0, "size=16m"); err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Unmount(dir, 0) //nolint:errcheck // the directory's removal tells
+	image := filepath.Join(dir, "a.img")
+	s, err := newSpace(t.TempDir(), 1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range []struct {
+		percent    int
+		ahead, may bool
+	}{{90, true, true}, {94, false, true}, {98, false, false}} {
+		if err := os.WriteFile(image, make([]byte, 16<<20*c.percent/100), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if err := s.grow(image, true); (err == nil) != c.ahead {
+			t.Errorf("%d %%, ahead of need: %v", c.percent, err)
+		}
+		if err := s.grow(image, false); (err == nil) != c.may {
+			t.Errorf("%d %%, needed: %v", c.percent, err)
 		}
 	}
 }

@@ -36,8 +36,9 @@ type DisksOptions struct {
 	Class func(path string) string
 	// Save keeps the list of this node's disks for its next start. May be nil.
 	Save func([]DiskSpec) error
-	// MayGrow says why an image may take no more space of its host, or nil. May be nil.
-	MayGrow func(path string) error
+	// MayGrow says why an image may take no more space of its host, or nil; with ahead,
+	// before it needs any. May be nil.
+	MayGrow func(path string, ahead bool) error
 	// HostFill says how full the file system is that a path is an image on, 0 to 1; false
 	// of a device. May be nil.
 	HostFill func(path string) (float64, bool)
@@ -127,7 +128,7 @@ func (d *Disks) openOne(ctx context.Context, spec DiskSpec) (holdfast.DiskID, er
 	opened := make(chan *openDisk, 1)
 	o := disk.Options{Logger: d.o.Logger, Cluster: d.o.ID, Node: d.o.Node, OnFail: func(err error) { d.failed(<-opened, err) }}
 	if d.o.MayGrow != nil {
-		o.MayGrow = func() error { return d.o.MayGrow(path) }
+		o.MayGrow = func(ahead bool) error { return d.o.MayGrow(path, ahead) }
 	}
 	dk, err := disk.Open(ctx, d.o.FS, path, o)
 	if err != nil {
