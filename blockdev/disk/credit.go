@@ -29,7 +29,7 @@ func (r *Replica) Credit() int64 {
 // so full that nothing is to be promised ahead of need. A shortage is no error.
 func (r *Replica) Ahead(want int64) error {
 	more := (want - r.Credit()*chunkSize + chunkSize - 1) / chunkSize
-	if more <= 0 || r.d.alloc.above(creditShare, more) || r.d.alloc.short(more, 0) > 0 && r.d.mayGrow(true) != nil {
+	if more <= 0 || r.d.alloc.above(creditShare, more) || !r.d.ahead(more) {
 		return nil
 	}
 	_, err := r.Reserve(want)
@@ -38,6 +38,10 @@ func (r *Replica) Ahead(want int64) error {
 	}
 	return err
 }
+
+// ahead says whether so many chunks may be promised ahead of need: on a host that is
+// almost full, if they have space.
+func (d *Disk) ahead(chunks int64) bool { return d.alloc.short(chunks, 0) == 0 || d.mayGrow(true) == nil }
 
 // Afford looks what a write of [off, off+length) would take if it were logged now,
 // and raises the credit so that it can follow entries that will map pending chunks.

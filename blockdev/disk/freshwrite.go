@@ -134,7 +134,7 @@ func (r *Replica) writeFresh(entries []Entry, fresh [][]uint32) error {
 			return err
 		}
 		for len(chunks) > 0 {
-			n := runOfChunks(chunks)
+			n := min(maxFreshRun, runOfChunks(chunks))
 			runs = append(runs, chunkRun{chunks[0], e, at, at + n*blocksPerChunk})
 			chunks, at = chunks[n:], at+n*blocksPerChunk
 		}
@@ -149,6 +149,10 @@ type chunkRun struct {
 	e        *Entry
 	from, to int
 }
+
+// maxFreshRun chunks, 256 KiB, are one run at most, so that one large write is several at
+// the device.
+const maxFreshRun = 4
 
 // maxFreshWriters is how many runs are written at once: a device is faster with more
 // than one write at a time, and little faster with more than a few of this size.
