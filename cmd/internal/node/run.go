@@ -375,6 +375,15 @@ func (n *node) startVolumes(ctx context.Context) error {
 		return err
 	}
 	n.nbd = srv
+	// Before anything is served: a start that fails below must end too.
+	n.onClose(func(ctx context.Context) {
+		if err := srv.Shutdown(ctx); err != nil {
+			n.log.Warn("end NBD", "err", err)
+		}
+		if n.att != nil {
+			n.att.Close(ctx)
+		}
+	})
 	socket := n.dir.file("nbd.sock")
 	l, err := nbd.ListenUnix(socket)
 	if err != nil {
@@ -397,16 +406,7 @@ func (n *node) startVolumes(ctx context.Context) error {
 	n.rebuilds = controller.New(controller.Options{Cluster: n.meta, Leads: n.store.IsLeader, Self: n.id.Node, Grace: n.o.RebuildAfter, Logger: n.log})
 	n.att, err = reconcile.New(ctx, reconcile.Options{Cluster: n.meta, ID: n.id.Cluster, Node: n.id.Node, Instance: n.instance,
 		Serve: n.serve, NBD: srv, Socket: socket, Devices: devices, Replaced: n.rebuilds.Replaced, Record: n.dir.file("attachments.json"), Logger: n.log})
-	if err != nil {
-		return err
-	}
-	n.onClose(func(ctx context.Context) {
-		if err := srv.Shutdown(ctx); err != nil {
-			n.log.Warn("end NBD", "err", err)
-		}
-		n.att.Close(ctx)
-	})
-	return nil
+	return err
 }
 
 // serveUsers lets the API answer.
