@@ -5,6 +5,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -56,4 +57,58 @@ func TestAStartThatFailsLateEnds(t *testing.T) {
 	}
 	n.start()
 	n.ready()
+}
+
+// What --disk says is taken as it is, or refused: no directory is made where a file
+// system may be missing, and no size is ignored.
+func TestDisksOfFlagsAreRefused(t *testing.T) {
+	whole(t)
+	t.Parallel()
+	n := newNode(t, "solo")
+	blank := filepath.Join(n.dir, "blank.img")
+	if err := os.WriteFile(blank, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Truncate(blank, 200<<20); err != nil {
+		t.Fatal(err)
+	}
+	missing := filepath.Join(n.dir, "mnt")
+	for _, c := range []struct {
+		disk string
+		code int
+		says []string
+	}{
+		{missing + "/z.img,size=1G", 3, []string{missing, "mount what belongs there"}},
+		{filepath.Join(n.dir, "z.img"), 2, []string{"z.img is not there", "z.img,size=100G"}},
+		{blank + ",size=300M", 5, []string{"200 MiB", "300 MiB", "leave size= out"}},
+		{blank + ",size=100M", 5, []string{"200 MiB", "100 MiB", "leave size= out"}},
+		{blank + ",size=200M,size=300M", 2, []string{"size twice", "give it once"}},
+	} {
+		r := n.serveOnce(nil, "--disk", c.disk)
+		if r.code != c.code {
+			t.Errorf("--disk %s: exit %d, want %d:\n%s", c.disk, r.code, c.code, r.stderr)
+		}
+		for _, text := range c.says {
+			if !strings.Contains(r.stderr, text) {
+				t.Errorf("--disk %s does not say %q:\n%s", c.disk, text, r.stderr)
+			}
+		}
+	}
+	if _, err := os.Stat(missing); !os.IsNotExist(err) {
+		t.Errorf("%s was made: %v", missing, err)
+	}
+
+	// A known disk is opened all the same, and status says so.
+	below := filepath.Join(n.dir, "d", "more", "0.img")
+	flags := n.flags
+	n.flags = append(slices.Clone(flags), "--disk", below+",size=200M,wal=16M")
+	n.start()
+	n.ready()
+	n.terminate()
+	n.flags = append(slices.Clone(flags), "--disk", below+",size=1G,wal=16M")
+	n.start()
+	n.ready()
+	if out := n.must("status"); !strings.Contains(out, "200 MiB") || !strings.Contains(out, "1 GiB") {
+		t.Errorf("status does not say that the size was not taken:\n%s", out)
+	}
 }

@@ -304,8 +304,16 @@ func (n *node) openDisks(ctx context.Context) error {
 		return err
 	}
 	for _, d := range fresh {
-		if err := os.MkdirAll(filepath.Dir(d.Path), 0o755); err != nil {
-			return fmt.Errorf("disk %s: %w", d.Path, err)
+		// Elsewhere a directory that is missing may be a file system that is not mounted.
+		if dir := filepath.Dir(d.Path); n.dir.holds(dir) {
+			if err := os.MkdirAll(dir, 0o755); err != nil {
+				return fmt.Errorf("disk %s: %w", d.Path, err)
+			}
+		}
+		if has(n.o.disks, d.Path) { // one that no flag names has the size that it was given at its first try
+			if err := n.disks.Check(d); err != nil {
+				return fmt.Errorf("--disk: %w", err)
+			}
 		}
 		if err := n.disks.Prepare(ctx, d, false); err != nil {
 			return err
@@ -333,6 +341,15 @@ func (n *node) openKnown(ctx context.Context, d reconcile.DiskSpec) error {
 			n.off = append(n.off, fmt.Sprintf("disk %s was removed: --disk does not open it again (holdfast disk add does)", d.Path))
 		}
 		return nil
+	}
+	for _, given := range n.o.disks {
+		if given.Path != d.Path {
+			continue
+		}
+		if err := n.disks.Check(given); errors.Is(err, holdfast.ErrRefused) {
+			n.log.Warn("the size of a known disk is not what --disk says", "path", d.Path, "err", err)
+			n.off = append(n.off, fmt.Sprintf("the size of --disk: %v", err))
+		}
 	}
 	err := n.disks.Open(ctx, d)
 	if err == nil || ctx.Err() != nil {
