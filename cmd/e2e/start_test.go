@@ -112,3 +112,21 @@ func TestDisksOfFlagsAreRefused(t *testing.T) {
 		t.Errorf("status does not say that the size was not taken:\n%s", out)
 	}
 }
+
+// A node that cannot join says where, for how long and why not: in status and its log.
+func TestANodeThatCannotJoinSaysWhy(t *testing.T) {
+	whole(t)
+	t.Parallel()
+	n := newNode(t, "lost", "--disk", "none", "--join", "127.0.0.1:1")
+	n.start()
+	eventually(t, 30*time.Second, "status names what is waited for", func() bool {
+		r := n.cli("status")
+		return r.code == 6 && strings.Contains(r.stderr, "this node is starting: for ") && strings.Contains(r.stderr, "trying to join the cluster at 127.0.0.1:1; last error: ask 127.0.0.1:1: ") &&
+			strings.Contains(r.stderr, "connection refused")
+	})
+	eventually(t, 30*time.Second, "the log names it", func() bool {
+		raw, err := os.ReadFile(filepath.Join(n.dir, "log"))
+		return err == nil && strings.Contains(string(raw), `"question":"join 127.0.0.1:1"`) && strings.Contains(string(raw), "connection refused")
+	})
+	n.terminate()
+}

@@ -10,7 +10,9 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"google.golang.org/grpc"
@@ -52,6 +54,7 @@ type node struct {
 		Node    holdfast.NodeID
 		Cluster holdfast.ClusterID
 	}
+	start atomic.Pointer[step] // nil once the node runs
 	store *raftstore.Store
 	peer  *peer.Peer
 	meta  *cluster
@@ -85,11 +88,15 @@ func Run(ctx context.Context, o Options, log *slog.Logger) error {
 		cancel()
 		n.wg.Wait()
 	}()
-	for _, step := range []func(context.Context) error{
-		n.openDataDir, n.listen, n.openStore, n.startPeer, n.joinCluster, n.announce, n.openDisks, n.reachKeeper, n.startVolumes, n.serveUsers, n.servePlugin,
+	for _, s := range []step{
+		{do: n.openDataDir}, {do: n.listen}, {do: n.openStore}, {do: n.startPeer}, {do: n.joinCluster, asks: true, what: n.joining()},
+		{do: n.announce, asks: true, what: "make itself known to the cluster"}, {do: n.openDisks, asks: true, what: "open its disks"},
+		{do: n.reachKeeper, what: "reach the keeper"}, {do: n.startVolumes, what: "open what was attached here"}, {do: n.serveUsers}, {do: n.servePlugin},
 	} {
+		s.since = time.Now()
+		n.start.Store(&s)
 		// A start that waits for others ends with ctx too.
-		if err := step(ctx); err != nil {
+		if err := s.do(ctx); err != nil {
 			if ctx.Err() != nil {
 				return nil //nolint:nilerr // told to stop while starting: that is a stop
 			}
@@ -112,6 +119,34 @@ func Run(ctx context.Context, o Options, log *slog.Logger) error {
 	}
 	cancel()
 	return err
+}
+
+// step is one of a start.
+type step struct {
+	do    func(context.Context) error
+	what  string // it does, for people; "": it does not take long
+	asks  bool   // the cluster, so that the Peer may know what it waits for
+	since time.Time
+}
+
+// starting says what a start that is not over waits for.
+func (n *node) starting() string {
+	s := n.start.Load()
+	if s == nil || s.what == "" {
+		return ""
+	}
+	text := fmt.Sprintf("for %v it has been trying to %s", time.Since(s.since).Round(time.Second), s.what)
+	if err := n.peer.Trouble(); s.asks && err != nil {
+		text += "; last error: " + err.Error()
+	}
+	return text
+}
+
+func (n *node) joining() string {
+	if len(n.o.Join) == 0 {
+		return "make a cluster"
+	}
+	return "join the cluster at " + strings.Join(n.o.Join, " or ")
 }
 
 func (n *node) run(f func()) { n.wg.Go(f) }
@@ -225,7 +260,7 @@ func (n *node) startPeer(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	n.peer, n.meta, n.api = p, newCluster(p, n.id.Node), server.New()
+	n.peer, n.meta, n.api = p, newCluster(p, n.id.Node), server.New(n.starting)
 	follow, stop := context.WithCancel(context.WithoutCancel(ctx))
 	n.run(func() { n.meta.run(follow) })
 	n.onClose(func(context.Context) { stop() })
