@@ -13,6 +13,7 @@ import (
 	"google.golang.org/grpc/metadata"
 
 	"github.com/holdfast-storage/holdfast"
+	"github.com/holdfast-storage/holdfast/blockdev/mount"
 	"github.com/holdfast-storage/holdfast/cmd/internal/api"
 	"github.com/holdfast-storage/holdfast/cmd/internal/api/apipb"
 	"github.com/holdfast-storage/holdfast/cmd/internal/controller"
@@ -155,6 +156,9 @@ func (s *Server) create(ctx context.Context, name string, raw map[string]string)
 	}
 	given, err := holdfast.ParseOptions(raw)
 	if err != nil {
+		return nil, false, err
+	}
+	if err := mount.CheckVolume(given.FileSystem, given.MkfsOptions, given.MountOptions); err != nil {
 		return nil, false, err
 	}
 	for {
