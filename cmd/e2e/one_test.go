@@ -85,6 +85,7 @@ func TestBadInput(t *testing.T) {
 		{[]string{"node", "inspect", "nowhere"}, 3, "nowhere"},
 		{[]string{"status", "--api", "unix:///nonexistent/sock"}, 6, "holdfast serve"},
 		{[]string{"status", "--api", "rubbish"}, 2, "rubbish"},
+		{[]string{"status", "--api", "127.0.0.1:99999"}, 2, "99999"},
 	} {
 		r := n.cli(c.args...)
 		if r.code != c.code || !strings.Contains(r.stderr, c.says) {

@@ -130,3 +130,21 @@ func TestANodeThatCannotJoinSaysWhy(t *testing.T) {
 	})
 	n.terminate()
 }
+
+func TestAKeeperThatIsNone(t *testing.T) {
+	whole(t)
+	t.Parallel()
+	n := newNode(t, "solo", "--disk", "none")
+	if r := n.serveOnce([]string{"HOLDFAST_KEEPER=maybe"}); r.code != 2 || !strings.Contains(r.stderr, `HOLDFAST_KEEPER=\"maybe\"`) && !strings.Contains(r.stderr, `HOLDFAST_KEEPER="maybe"`) {
+		t.Errorf("HOLDFAST_KEEPER=maybe: exit %d, want 2:\n%s", r.code, r.stderr)
+	}
+	socket := filepath.Join(n.dir, "plugins", "holdfast.sock")
+	n.flags = append(n.flags, "--plugin-socket", socket)
+	n.start()
+	eventually(t, 30*time.Second, "the node answers", func() bool { return strings.Contains(n.cli("status").stdout, "off:") })
+	out := n.cli("status").stdout
+	if !strings.Contains(out, "no Docker volume plugin at "+socket) {
+		t.Errorf("status does not say that the plugin is off:\n%s", out)
+	}
+	n.terminate()
+}

@@ -10,7 +10,6 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
-	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -47,7 +46,8 @@ type node struct {
 	o        Options
 	log      *slog.Logger
 	instance holdfast.InstanceID
-	off      []string
+	lacks    []keeper.Lack
+	off      []string // what else is for status to list
 
 	dir *dataDir
 	id  struct {
@@ -121,34 +121,6 @@ func Run(ctx context.Context, o Options, log *slog.Logger) error {
 	return err
 }
 
-// step is one of a start.
-type step struct {
-	do    func(context.Context) error
-	what  string // it does, for people; "": it does not take long
-	asks  bool   // the cluster, so that the Peer may know what it waits for
-	since time.Time
-}
-
-// starting says what a start that is not over waits for.
-func (n *node) starting() string {
-	s := n.start.Load()
-	if s == nil || s.what == "" {
-		return ""
-	}
-	text := fmt.Sprintf("for %v it has been trying to %s", time.Since(s.since).Round(time.Second), s.what)
-	if err := n.peer.Trouble(); s.asks && err != nil {
-		text += "; last error: " + err.Error()
-	}
-	return text
-}
-
-func (n *node) joining() string {
-	if len(n.o.Join) == 0 {
-		return "make a cluster"
-	}
-	return "join the cluster at " + strings.Join(n.o.Join, " or ")
-}
-
 func (n *node) run(f func()) { n.wg.Go(f) }
 
 func (n *node) onClose(f func(context.Context)) { n.closers = append(n.closers, f) }
@@ -171,7 +143,7 @@ func (n *node) keeperGone() <-chan struct{} {
 }
 
 func (n *node) openDataDir(context.Context) error {
-	n.off = takePrivileges()
+	n.lacks = takePrivileges()
 	dir, err := openDataDir(n.o.DataDir)
 	if err != nil {
 		return err
@@ -402,8 +374,11 @@ func (n *node) openKnown(ctx context.Context, d reconcile.DiskSpec) error {
 }
 
 func (n *node) reachKeeper(ctx context.Context) error {
-	if keeper.Under() == "" || keeper.Under() == KeeperOff {
+	if keeper.Under() == "" || keeper.Under() == keeper.Off {
 		n.off = append(n.off, "no kernel devices and mounts: this daemon runs without a keeper (as root, `holdfast serve` starts one)")
+		if n.o.PluginSocket != nil && *n.o.PluginSocket != "" {
+			n.off = append(n.off, fmt.Sprintf("no Docker volume plugin at %s: it needs kernel devices and mounts, and so a keeper", *n.o.PluginSocket))
+		}
 		return nil
 	}
 	client, err := keeper.Dial(ctx, n.o.DataDir, keeper.DialOptions{Instance: n.instance, Logger: n.log})
@@ -412,14 +387,9 @@ func (n *node) reachKeeper(ctx context.Context) error {
 	}
 	n.keep = client
 	n.onClose(func(context.Context) { client.Close() })
-	for _, l := range client.Lacks() {
-		n.off = append(n.off, l.What+" ("+l.Remedy+")")
-	}
+	n.lacks = append(n.lacks, client.Lacks()...)
 	return nil
 }
-
-// KeeperOff is the value of HOLDFAST_KEEPER with which serve runs without one.
-const KeeperOff = "off"
 
 func (n *node) startVolumes(ctx context.Context) error {
 	srv, err := nbd.NewServer(nbd.Options{Logger: n.log})
@@ -471,7 +441,7 @@ func (n *node) serveUsers(ctx context.Context) error {
 	n.run(func() { n.rebuilds.Run(ctx) })
 	n.onClose(func(context.Context) { stop() })
 	n.api.Start(server.Options{Cluster: n.meta, Attachments: n.att, Disks: n.disks, Serve: n.serve, Node: n.id.Node, Rebuilds: n.rebuilds,
-		Leader: n.store.Leader, Version: n.o.Version, Warnings: warnings, Off: n.off, Logger: n.log})
+		Leader: n.store.Leader, Version: n.o.Version, Warnings: warnings, Off: append(offOf(n.lacks), n.off...), Logger: n.log})
 	n.serveObservers()
 	return nil
 }
