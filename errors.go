@@ -3,6 +3,7 @@ package holdfast
 import (
 	"errors"
 	"fmt"
+	"strings"
 )
 
 // Kind classifies an error for callers; branch with errors.Is on these, never
@@ -53,13 +54,15 @@ type Error struct {
 	Cause   error  // may be nil
 }
 
-// Errorf makes an Error of a kind. %w in the format sets its cause.
+// Errorf makes an Error of a kind. %w in the format sets its cause, whose remedy is
+// taken over: it stands beside the message, once.
 func Errorf(kind Kind, format string, args ...any) *Error {
 	err := fmt.Errorf(format, args...)
-	return &Error{Kind: kind, Message: err.Error(), Cause: errors.Unwrap(err)}
+	cause := errors.Unwrap(err)
+	return &Error{Kind: kind, Message: MessageOf(err), Remedy: RemedyOf(cause), Cause: cause}
 }
 
-// WithRemedy returns the error with a remedy set.
+// WithRemedy returns the error with a remedy set, in place of one that it took over.
 func (e *Error) WithRemedy(format string, args ...any) *Error {
 	e.Remedy = fmt.Sprintf(format, args...)
 	return e
@@ -106,4 +109,19 @@ func RemedyOf(err error) string {
 		return e.Remedy
 	}
 	return ""
+}
+
+// MessageOf returns an error's text without what RemedyOf returns, for where the two
+// travel or are shown apart.
+func MessageOf(err error) string {
+	var e *Error
+	if !errors.As(err, &e) || e.Remedy == "" {
+		return err.Error()
+	}
+	// What wraps e holds its text.
+	before, after, found := strings.Cut(err.Error(), e.Error())
+	if !found {
+		return err.Error()
+	}
+	return before + e.Message + after
 }

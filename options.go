@@ -144,6 +144,9 @@ func (o *VolumeOptions) set(name, key, value string) error {
 		if o.Size, err = ParseSize(value); err == nil {
 			err = CheckVolumeSize(o.Size, value)
 		}
+		if err != nil {
+			err = Errorf(ErrInvalid, "option %s: %w", key, err)
+		}
 	case "replicas":
 		o.Replicas, err = parseCount(key, value, 1, MaxReplicas)
 	case "min_copies":
@@ -160,7 +163,7 @@ func (o *VolumeOptions) set(name, key, value string) error {
 	case "on_quorum_loss":
 		var hold time.Duration
 		if hold, err = HoldTime(strings.ToLower(value)); err != nil {
-			err = Errorf(ErrInvalid, "option %s: %w", key, err).WithRemedy("%s", RemedyOf(err))
+			err = Errorf(ErrInvalid, "option %s: %w", key, err)
 		}
 		o.OnQuorumLoss = HoldPolicy(hold)
 	case "read_promises":
@@ -174,12 +177,15 @@ func (o *VolumeOptions) set(name, key, value string) error {
 		}
 	case "segment_size":
 		if o.SegmentSize, err = ParseSize(value); err == nil && (o.SegmentSize < RegionSize || o.SegmentSize%RegionSize != 0) {
-			err = Errorf(ErrInvalid, "option %s: %s (%d bytes) is not a multiple of 1 MiB", key, value, o.SegmentSize).WithRemedy("use for example 64G; a size without a unit is GiB")
+			err = Errorf(ErrInvalid, "%s (%d bytes) is not a multiple of 1 MiB", value, o.SegmentSize).WithRemedy("use for example 64G; a size without a unit is GiB")
+		}
+		if err != nil {
+			err = Errorf(ErrInvalid, "option %s: %w", key, err)
 		}
 	case "pool":
 		o.Pool = value
 		if err = CheckPoolName(value); err != nil {
-			err = Errorf(ErrInvalid, "option %s: %w", key, err).WithRemedy("%s", RemedyOf(err))
+			err = Errorf(ErrInvalid, "option %s: %w", key, err)
 		}
 	case "labels":
 		for _, pair := range strings.Split(value, ",") {

@@ -47,6 +47,16 @@ func TestCheckVolumeSize(t *testing.T) {
 	}
 }
 
+// The hint at bytes is only for a number without a unit.
+func TestTooLargeSize(t *testing.T) {
+	for text, hint := range map[string]bool{"99999999999999999999": true, "99999999999T": false, "99999999T": false, "99999999": true} {
+		_, err := ParseOptions(map[string]string{"size": text})
+		if !errors.Is(err, ErrInvalid) || RemedyOf(err) == "" || strings.Contains(err.Error(), "did you mean bytes") != hint {
+			t.Errorf("size %s: %v, want a remedy, and the hint at bytes: %v", text, err, hint)
+		}
+	}
+}
+
 func TestFormatSize(t *testing.T) {
 	for n, want := range map[int64]string{0: "0 B", 4096: "4 KiB", 10 << 30: "10 GiB", 3 << 39: "1.5 TiB", 1000: "1000 B"} {
 		if got := FormatSize(n); got != want {
@@ -73,6 +83,9 @@ func TestParseOptions(t *testing.T) {
 		says string
 	}{
 		{map[string]string{"size": "0"}, ErrInvalid, "smallest volume"},
+		{map[string]string{"size": "0"}, ErrInvalid, "option size: 0 (0 bytes)"},
+		{map[string]string{"Size": "x"}, ErrInvalid, `option Size: "x"`},
+		{map[string]string{"segment_size": "x"}, ErrInvalid, `option segment_size: "x"`},
 		{map[string]string{"pool": "a b"}, ErrInvalid, `"a b" is not a pool name`},
 		{map[string]string{"pool": ""}, ErrInvalid, "pool name"},
 		{map[string]string{"size": "1e30"}, ErrInvalid, "1e30"},
@@ -99,7 +112,7 @@ func TestParseOptions(t *testing.T) {
 		{map[string]string{"mkfs": strings.Repeat("x", 5000)}, ErrInvalid, "5000 bytes"},
 	} {
 		_, err := ParseOptions(c.in)
-		if !errors.Is(err, c.kind) || !strings.Contains(err.Error(), c.says) {
+		if !errors.Is(err, c.kind) || !strings.Contains(err.Error(), c.says) || strings.Count(err.Error(), RemedyOf(err)) != 1 && RemedyOf(err) != "" {
 			t.Errorf("ParseOptions(%v) = %v, want %s saying %q", c.in, err, c.kind, c.says)
 		}
 	}

@@ -53,26 +53,30 @@ func ParseSize(s string) (int64, error) {
 		return 0, Errorf(ErrInvalid, "%q is not a whole number of bytes", s).WithRemedy("use a smaller unit")
 	}
 	if !value.Num().IsInt64() {
-		return 0, Errorf(ErrInvalid, "%q is larger than any disk", s).WithRemedy("without a unit a size is in GiB; did you mean bytes? then write %sB", number)
+		e := Errorf(ErrInvalid, "%q is larger than any disk", s)
+		if unit == "" {
+			return 0, e.WithRemedy("without a unit a size is in GiB; did you mean bytes? then write %sB", number)
+		}
+		return 0, e.WithRemedy("write a smaller number or a smaller unit")
 	}
 	return value.Num().Int64(), nil
 }
 
 // CheckVolumeSize refuses sizes that no volume can have, and says what was
 // probably meant when a number of bytes was given without its unit. text is
-// the size as the user wrote it.
+// the size as the user wrote it; whose size it is the caller says.
 func CheckVolumeSize(n int64, text string) error {
 	switch {
 	case n < MinVolumeSize:
-		return Errorf(ErrInvalid, "size %s (%d bytes) is less than the smallest volume, %s", text, n, FormatSize(MinVolumeSize)).WithRemedy("give at least %s", FormatSize(MinVolumeSize))
+		return Errorf(ErrInvalid, "%s (%d bytes) is less than the smallest volume, %s", text, n, FormatSize(MinVolumeSize)).WithRemedy("give at least %s", FormatSize(MinVolumeSize))
 	case n > MaxVolumeSize:
-		e := Errorf(ErrInvalid, "size %s (%d bytes) is more than the largest volume, %s", text, n, FormatSize(MaxVolumeSize)).WithRemedy("give at most %s", FormatSize(MaxVolumeSize))
+		e := Errorf(ErrInvalid, "%s (%d bytes) is more than the largest volume, %s", text, n, FormatSize(MaxVolumeSize)).WithRemedy("give at most %s", FormatSize(MaxVolumeSize))
 		if _, err := strconv.ParseInt(text, 10, 64); err == nil {
 			return e.WithRemedy("without a unit a size is in GiB; did you mean bytes? then write %sB", text)
 		}
 		return e
 	case n%BlockSize != 0:
-		return Errorf(ErrInvalid, "size %s (%d bytes) is not a multiple of %d bytes", text, n, BlockSize).WithRemedy("use %d", (n+BlockSize-1)/BlockSize*BlockSize)
+		return Errorf(ErrInvalid, "%s (%d bytes) is not a multiple of %d bytes", text, n, BlockSize).WithRemedy("use %d", (n+BlockSize-1)/BlockSize*BlockSize)
 	}
 	return nil
 }

@@ -42,7 +42,8 @@ func loadIdentity(dir string, want holdfast.NodeID) (identity, error) {
 		return id, holdfast.Errorf(holdfast.ErrIntegrity, "read %s: %w", filepath.Join(dir, identityFile), err)
 	}
 	if id.Version != identityVersion {
-		return id, holdfast.Errorf(holdfast.ErrUnsupported, "%s has version %d, this version reads %d", filepath.Join(dir, identityFile), id.Version, identityVersion)
+		return id, holdfast.Errorf(holdfast.ErrUnsupported, "%s has version %d, this version reads %d", filepath.Join(dir, identityFile), id.Version, identityVersion).
+			WithRemedy("run the version of holdfast that wrote it, or a later one")
 	}
 	if id.Node.IsZero() {
 		return id, holdfast.Errorf(holdfast.ErrIntegrity, "%s names no node", filepath.Join(dir, identityFile))

@@ -10,6 +10,27 @@ import (
 	"github.com/holdfast-storage/holdfast"
 )
 
+// CheckVolume refuses what no mount of a volume could work with: the options fs, mkfs
+// and mount_options as a user gives them. Errors are ErrInvalid and name the option.
+func CheckVolume(fs, mkfs, mountOptions string) error {
+	kind, err := ParseFileSystem(fs)
+	if err != nil {
+		return err
+	}
+	if _, err := ParseMkfs(kind, mkfs); err != nil {
+		return holdfast.Errorf(holdfast.ErrInvalid, "option mkfs: %w", err)
+	}
+	o, err := ParseOptions(kind, mountOptions)
+	if err != nil {
+		return holdfast.Errorf(holdfast.ErrInvalid, "option mount_options: %w", err)
+	}
+	if o.ReadOnly() {
+		return holdfast.Errorf(holdfast.ErrInvalid, "option mount_options: with ro nobody could ever write to the volume").
+			WithRemedy("leave ro out, and say it where the volume is used: docker run -v VOLUME:/PATH:ro")
+	}
+	return nil
+}
+
 // FileSystem is a kind of file system that holdfast makes and mounts.
 type FileSystem string
 

@@ -147,3 +147,24 @@ func FuzzOptions(f *testing.F) {
 		}
 	})
 }
+
+func TestCheckVolume(t *testing.T) {
+	for _, c := range []struct{ fs, mkfs, options, says string }{
+		{"", "", "", ""},
+		{"ext4", "-m 1", "noatime,rw", ""},
+		{"xfs", "-m crc=1", "ro,rw", ""},
+		{"btrfs", "", "", "ext4 or xfs"},
+		{"", "-m crc=1", "", "option mkfs: "},
+		{"xfs", "-T news", "", `option mkfs: mkfs option "-T"`},
+		{"", "", "data=writeback", `option mount_options: mount option "data=writeback"`},
+		{"xfs", "", "noatime,ro", "docker run -v VOLUME:/PATH:ro"},
+	} {
+		err := CheckVolume(c.fs, c.mkfs, c.options)
+		switch {
+		case c.says == "" && err != nil:
+			t.Errorf("CheckVolume(%q, %q, %q) = %v", c.fs, c.mkfs, c.options, err)
+		case c.says != "" && (!errors.Is(err, holdfast.ErrInvalid) || !strings.Contains(err.Error(), c.says)):
+			t.Errorf("CheckVolume(%q, %q, %q) = %v, want invalid saying %q", c.fs, c.mkfs, c.options, err, c.says)
+		}
+	}
+}

@@ -73,6 +73,10 @@ func ensureData(target string, opts Options) error {
 			return syncDir(target) // what users see must not vanish with a crash
 		}
 	}
+	if errors.Is(err, os.ErrNotExist) && opts.ReadOnly() {
+		return holdfast.Errorf(holdfast.ErrRefused, "the file system at %s is new, and mount_options=ro keeps it empty", target).
+			WithRemedy("make a volume without ro, and say it where the volume is used: docker run -v VOLUME:/PATH:ro")
+	}
 	if err != nil {
 		return holdfast.Errorf(holdfast.ErrIO, "make the data directory: %w", err)
 	}

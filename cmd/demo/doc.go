@@ -4,8 +4,9 @@
 //
 // `make demo` runs it; `make demo BREAK=lose-acked` runs it with a holdfast that
 // acknowledges what it then loses, and must end with exit code 3. Exit codes: 0 nothing
-// lost, 1 the demo could not be carried out, 2 usage or a machine that lacks something,
-// 3 acknowledged rows were lost.
+// lost, 1 the demo could not be carried out, or did not notice the loss of a build
+// that loses rows, 2 usage or a machine that lacks something, 3 acknowledged rows were
+// lost.
 //
 // `go run ./cmd/demo leftovers` lists what demos and tests have left on this machine,
 // and exits 1 if there is anything.

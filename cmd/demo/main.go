@@ -95,17 +95,11 @@ func play(ctx context.Context, o options) int {
 	if leftoversErr == nil && !o.keep {
 		err = errors.Join(err, d.nothingLeft(cleanup, before))
 	}
-	code := exitOK
-	switch {
-	case errors.Is(err, errLost):
-		d.report.Result, d.report.Error, code = resultLost, err.Error(), exitLost
-	case err != nil:
-		d.report.Result, d.report.Error, code = resultFailed, err.Error(), exitFailed
-	}
-	d.report.Seconds = time.Since(d.story.start).Seconds()
 	if o.imagesOnly && err == nil {
 		return exitOK
 	}
+	code := d.report.judge(err)
+	d.report.Seconds = time.Since(d.story.start).Seconds()
 	d.report.summary(os.Stdout)
 	if err := d.report.write(o.report); err != nil {
 		fmt.Fprintln(os.Stderr, err)

@@ -3,6 +3,8 @@ package main
 import (
 	"bytes"
 	"encoding/json"
+	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
@@ -71,7 +73,7 @@ func TestReport(t *testing.T) {
 		{report{Result: resultOK, Forms: []*form{whole}}, []string{"1200", "3.5 s", "h1 died, h2 went on", "Every acknowledged row was there"}},
 		{report{Result: resultLost, Forms: []*form{whole, short}}, []string{"1098", "ACKNOWLEDGED ROWS WERE LOST"}},
 		{report{Result: resultLost, Break: "lose-acked", Forms: []*form{short}}, []string{"LOST", "As it should be"}},
-		{report{Result: resultOK, Break: "lose-acked", Forms: []*form{whole}}, []string{"did not notice"}},
+		{report{Result: resultMissed, Error: "the demo did not notice", Break: "lose-acked", Forms: []*form{whole}}, []string{"FAILED", "did not notice"}},
 		{report{Result: resultFailed, Error: "no engine", Forms: []*form{{Form: "swarm"}}}, []string{"swarm", "did not end", "no engine"}},
 	} {
 		var out bytes.Buffer
@@ -99,6 +101,28 @@ func TestReport(t *testing.T) {
 	f := back["forms"].([]any)[0].(map[string]any)
 	if back["result"] != "lost" || f["rows_acked"] != 1100.0 || f["rows_found"] != 1098.0 || len(f["rows_lost"].([]any)) != 2 || f["form"] != "swarm" {
 		t.Errorf("demo.json: got %s", text)
+	}
+}
+
+// A build that loses rows must be found out: anything else is a failure of the demo.
+func TestJudge(t *testing.T) {
+	for _, c := range []struct {
+		breakage string
+		err      error
+		result   string
+		code     int
+	}{
+		{"", nil, resultOK, exitOK},
+		{"", fmt.Errorf("%w: 3 of 5", errLost), resultLost, exitLost},
+		{"", errors.New("no engine"), resultFailed, exitFailed},
+		{"lose-acked", nil, resultMissed, exitFailed},
+		{"lose-acked", errors.Join(errLost, errors.New("left behind")), resultLost, exitLost},
+		{"lose-acked", errors.New("no engine"), resultFailed, exitFailed},
+	} {
+		r := report{Break: c.breakage}
+		if code := r.judge(c.err); code != c.code || r.Result != c.result || (c.code == exitOK) != (r.Error == "") {
+			t.Errorf("break %q, error %v: exit %d, %q, error %q; want %d, %q", c.breakage, c.err, code, r.Result, r.Error, c.code, c.result)
+		}
 	}
 }
 

@@ -2,6 +2,7 @@ package main
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -12,6 +13,7 @@ import (
 const (
 	resultOK     = "ok"     // every acknowledged row was there
 	resultLost   = "lost"   // acknowledged rows were lost
+	resultMissed = "missed" // every row was there, of a build that loses some
 	resultFailed = "failed" // the demo could not be carried out
 )
 
@@ -47,6 +49,24 @@ type form struct {
 	complete         bool
 }
 
+// judge takes how the demo ended into the report, and returns the exit code.
+func (r *report) judge(err error) int {
+	switch {
+	case errors.Is(err, errLost):
+		r.Result, r.Error = resultLost, err.Error()
+		return exitLost
+	case err != nil:
+		r.Result, r.Error = resultFailed, err.Error()
+		return exitFailed
+	case r.Break != "":
+		r.Result = resultMissed
+		r.Error = fmt.Sprintf("this holdfast was built to lose rows (%s), and the demo did not notice", r.Break)
+		return exitFailed
+	}
+	r.Result = resultOK
+	return exitOK
+}
+
 // maxLostListed bounds how many lost rows are listed.
 const maxLostListed = 20
 
@@ -76,9 +96,8 @@ func (r *report) summary(out io.Writer) {
 	switch r.Result {
 	case resultOK:
 		fmt.Fprintf(out, "Every acknowledged row was there. (%.0f s)\n", r.Seconds)
-		if r.Break != "" {
-			fmt.Fprintf(out, "But this holdfast was built to lose rows (%s): the demo did not notice.\n", r.Break)
-		}
+	case resultMissed:
+		fmt.Fprintf(out, "THE DEMO FAILED: every acknowledged row was there, but %s. (%.0f s)\n", r.Error, r.Seconds)
 	case resultLost:
 		fmt.Fprintf(out, "ACKNOWLEDGED ROWS WERE LOST. (%.0f s)\n", r.Seconds)
 		if r.Break != "" {

@@ -67,6 +67,9 @@ func TestBadInput(t *testing.T) {
 		{[]string{"volume", "create", "x", "--size", "1e30"}, 2, "1e30"},
 		{[]string{"volume", "create", "x", "--size", "64M", "--replicas", "3"}, 5, "3 replicas"},
 		{[]string{"volume", "create", "x", "--opt", "sise=1G"}, 2, "sise"},
+		{[]string{"volume", "create", "x", "--opt", "mkfs=-Z 1"}, 2, "option mkfs: "},
+		{[]string{"volume", "create", "x", "--opt", "mount_options=noload"}, 2, "option mount_options: "},
+		{[]string{"volume", "create", "x", "--opt", "mount_options=ro"}, 2, "docker run -v VOLUME:/PATH:ro"},
 		{[]string{"volume", "create", "x", "--opt", "ec=2+1"}, 2, "not in this version"},
 		{[]string{"volume", "create", "x", "--no-such-flag"}, 2, "no-such-flag"},
 		{[]string{"volume", "create", "taken", "--size", "64M"}, 4, "taken"},
@@ -82,6 +85,7 @@ func TestBadInput(t *testing.T) {
 		{[]string{"node", "inspect", "nowhere"}, 3, "nowhere"},
 		{[]string{"status", "--api", "unix:///nonexistent/sock"}, 6, "holdfast serve"},
 		{[]string{"status", "--api", "rubbish"}, 2, "rubbish"},
+		{[]string{"status", "--api", "127.0.0.1:99999"}, 2, "99999"},
 	} {
 		r := n.cli(c.args...)
 		if r.code != c.code || !strings.Contains(r.stderr, c.says) {

@@ -5,12 +5,14 @@ import (
 	"encoding/json"
 	"errors"
 	"io"
+	"log/slog"
 	"net"
 	"os"
 	"path/filepath"
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -231,5 +233,17 @@ func TestLogLevel(t *testing.T) {
 	t.Setenv("HOLDFAST_LOG", "")
 	if _, err := newLogger(os.Stderr); err != nil {
 		t.Errorf("HOLDFAST_LOG='': got %v, want none", err)
+	}
+}
+
+func TestDurationsInTheLog(t *testing.T) {
+	var out bytes.Buffer
+	log, err := newLogger(&out)
+	if err != nil {
+		t.Fatal(err)
+	}
+	log.Info("x", "pause", 1500*time.Millisecond, slog.Group("g", slog.Duration("ran", time.Minute)))
+	if got := out.String(); !strings.Contains(got, `"pause":"1.5s"`) || !strings.Contains(got, `"ran":"1m0s"`) {
+		t.Errorf("got %s", got)
 	}
 }

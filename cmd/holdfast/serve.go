@@ -29,10 +29,13 @@ func (c *cli) serveCommand() *cobra.Command {
 		if err := c.finishOptions(cmd, &o); err != nil {
 			return err
 		}
+		if err := keeper.CheckUnder(); err != nil {
+			return err
+		}
 		if os.Geteuid() == 0 && keeper.Under() == "" {
 			return startKeeper()
 		}
-		underKeeper := keeper.Under() != "" && keeper.Under() != node.KeeperOff
+		underKeeper := keeper.Under() != "" && keeper.Under() != keeper.Off
 		if os.Getenv("GOMAXPROCS") == "" {
 			runtime.GOMAXPROCS(disk.Processors(runtime.GOMAXPROCS(0)))
 		}

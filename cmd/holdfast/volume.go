@@ -74,7 +74,7 @@ func (c *cli) volumeCreate() *cobra.Command {
 		{"replicas", "full copies, on as many nodes (default 3, or the nodes with disks if fewer)"},
 		{"fs", "file system made at the first mount: ext4 or xfs (default ext4)"},
 		{"mkfs", "extra words for mkfs"},
-		{"mount-options", "options for mount -o"},
+		{"mount-options", "options for mount -o; not ro, which is said where the volume is used: docker run -v NAME:/PATH:ro"},
 		{"labels", "labels, as NAME=VALUE,NAME=VALUE"},
 		{"min-copies", "in-sync copies below which writes are held; default 1"},
 		{"on-quorum-loss", "what held requests do: freeze (default), or error:30s"},

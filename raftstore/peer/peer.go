@@ -73,6 +73,8 @@ type Peer struct {
 	self    state.Node
 	targets []string
 	turn    int             // of nextTarget
+	trouble error           // of the last question that nobody answered; nil once one was
+	told    time.Time       // when the log said so
 	beating map[string]bool // addresses with a heartbeat on its way
 }
 
@@ -221,6 +223,7 @@ func (p *Peer) SameCluster(ctx context.Context, targets []string) error {
 // discover asks the targets for their cluster until one answers.
 func (p *Peer) discover(ctx context.Context, targets []string) (holdfast.ClusterID, error) {
 	wait := retryFirst
+	since := time.Now()
 	var last error
 	for {
 		for _, address := range targets {
@@ -235,8 +238,10 @@ func (p *Peer) discover(ctx context.Context, targets []string) (holdfast.Cluster
 				continue
 			}
 			copy(cluster[:], h.GetCluster())
+			p.unanswered("", since, nil)
 			return cluster, nil
 		}
+		p.unanswered("join "+joinText(targets), since, last)
 		if err := p.pause(ctx, &wait); err != nil {
 			return holdfast.ClusterID{}, p.gaveUp(ctx, "join "+joinText(targets), last)
 		}
@@ -442,6 +447,7 @@ func (p *Peer) atLeader(ctx context.Context, what string,
 	var last error
 	var told string // the address that the last redirect named
 	asked := false  // it may have been done without an answer
+	since := time.Now()
 	for {
 		if err := p.store.Err(); err != nil {
 			return state.Result{}, err
@@ -464,9 +470,10 @@ func (p *Peer) atLeader(ctx context.Context, what string,
 		var not *raftstore.NotLeader
 		switch {
 		case err == nil:
+			p.unanswered("", since, nil)
 			return res, nil
 		case before && errors.Is(err, holdfast.ErrNoSpace): // this time nothing was done
-			return state.Result{}, &holdfast.Error{Kind: holdfast.ErrUnavailable, Message: what + ": it is not known whether it was done: " + messageOf(err), Remedy: holdfast.RemedyOf(err)}
+			return state.Result{}, &holdfast.Error{Kind: holdfast.ErrUnavailable, Message: what + ": it is not known whether it was done: " + holdfast.MessageOf(err), Remedy: holdfast.RemedyOf(err)}
 		case errors.As(err, &not), errors.Is(err, errAskAgain), holdfast.KindOf(err) == holdfast.ErrUnavailable && ctx.Err() == nil:
 			last = err
 		default:
@@ -475,6 +482,7 @@ func (p *Peer) atLeader(ctx context.Context, what string,
 		if told != "" && told != address {
 			continue // the redirect leads on
 		}
+		p.unanswered(what, since, last)
 		if err := p.pause(ctx, &wait); err != nil {
 			return state.Result{}, p.gaveUp(ctx, what, last)
 		}
@@ -617,15 +625,6 @@ func (p *Peer) pause(ctx context.Context, wait *time.Duration) error {
 	return nil
 }
 
-// messageOf is an error's text without its remedy.
-func messageOf(err error) string {
-	var e *holdfast.Error
-	if errors.As(err, &e) {
-		return e.Message
-	}
-	return err.Error()
-}
-
 // gaveUp is the error of a question that nobody answered.
 func (p *Peer) gaveUp(ctx context.Context, what string, last error) error {
 	switch {
@@ -636,7 +635,37 @@ func (p *Peer) gaveUp(ctx context.Context, what string, last error) error {
 	case last == nil:
 		return holdfast.Errorf(holdfast.ErrTimeout, "%s: %w", what, ctx.Err())
 	}
-	return &holdfast.Error{Kind: holdfast.ErrTimeout, Message: what + ": " + last.Error(), Cause: ctx.Err()}
+	return &holdfast.Error{Kind: holdfast.ErrTimeout, Message: what + ": " + holdfast.MessageOf(last), Remedy: holdfast.RemedyOf(last), Cause: ctx.Err()}
+}
+
+// Trouble is why the last question to the cluster has no answer yet and is asked
+// again; nil if the last one was answered.
+func (p *Peer) Trouble() error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.trouble
+}
+
+// A question that nobody answers is logged once it is tellAfter old, and the next line
+// about any is tellEvery later.
+const (
+	tellAfter = time.Second
+	tellEvery = 10 * time.Second
+)
+
+// unanswered remembers and tells why a question is asked again; nil: one was answered.
+func (p *Peer) unanswered(what string, since time.Time, err error) {
+	now := time.Now()
+	p.mu.Lock()
+	p.trouble = err
+	tell := err != nil && now.Sub(since) >= tellAfter && now.Sub(p.told) >= tellEvery
+	if tell {
+		p.told = now
+	}
+	p.mu.Unlock()
+	if tell {
+		p.log.Warn("the cluster does not answer; asking again", "question", what, "waited", now.Sub(since).Round(time.Second).String(), "error", err)
+	}
 }
 
 func joinText(targets []string) string {
@@ -657,5 +686,5 @@ func callError(what string, err error) error {
 	case codes.Unimplemented:
 		kind = holdfast.ErrUnsupported
 	}
-	return holdfast.Errorf(kind, "%s: %w", what, err)
+	return &holdfast.Error{Kind: kind, Message: what + ": " + status.Convert(err).Message(), Cause: err}
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"testing"
 	"time"
 
@@ -234,6 +235,9 @@ func TestAnswersEndWithTheContext(t *testing.T) {
 	defer cancel()
 	if err := h.Join(ctx, []string{"127.0.0.1:1"}); !errors.Is(err, holdfast.ErrTimeout) {
 		t.Fatalf("join of nobody: got %v, want %v", err, holdfast.ErrTimeout)
+	}
+	if err := h.Trouble(); err == nil || !strings.Contains(err.Error(), "ask 127.0.0.1:1: ") || !strings.Contains(err.Error(), "refused") || strings.Contains(err.Error(), "rpc error") {
+		t.Errorf("trouble: %v, want that 127.0.0.1:1 refuses", err)
 	}
 	hosts := cluster(t, 3)
 	rest := others(hosts, hosts[0])

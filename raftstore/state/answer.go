@@ -58,11 +58,7 @@ type Failure struct {
 
 // FailureOf takes an error apart.
 func FailureOf(err error) Failure {
-	f := Failure{Kind: holdfast.KindOf(err), Message: err.Error(), Remedy: holdfast.RemedyOf(err)}
-	var e *holdfast.Error
-	if errors.As(err, &e) {
-		f.Message = e.Message
-	}
+	f := Failure{Kind: holdfast.KindOf(err), Message: holdfast.MessageOf(err), Remedy: holdfast.RemedyOf(err)}
 	errors.As(err, &f.Reason)
 	return f
 }

@@ -110,7 +110,8 @@ func SegmentCount(size, segmentSize int64) (int, error) {
 	}
 	n := (size-1)/segmentSize + 1
 	if n > MaxSegments {
-		return 0, invalid("%d bytes need %d segments of %d bytes, more than %d", size, n, segmentSize, MaxSegments)
+		return 0, holdfast.Errorf(holdfast.ErrInvalid, "a volume of %s has %d segments of %s, more than %d", holdfast.FormatSize(size), n, holdfast.FormatSize(segmentSize), MaxSegments).
+			WithRemedy("give a segment_size of at least %dM", ((size-1)/MaxSegments)/holdfast.RegionSize+1)
 	}
 	return int(n), nil
 }

@@ -73,7 +73,6 @@ type Core struct {
 	crc       refusal
 	detaching bool
 	lastTick  time.Duration
-	ticking   bool // the event is a Tick
 	out       []Action
 }
 
@@ -163,7 +162,6 @@ func (c *Core) Step(now time.Duration, ev Event) []Action {
 	}
 	c.now = max(c.now, now)
 	c.doubtClock()
-	_, c.ticking = ev.(Tick)
 	switch e := ev.(type) {
 	case Write:
 		c.waiting.push(e)

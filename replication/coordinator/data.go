@@ -52,12 +52,24 @@ func (c *Core) windowBytes() int64 {
 // stream sends every streaming member what it has not been sent.
 func (c *Core) stream() {
 	for _, m := range c.members {
-		if m.link != linkStreaming || m.sent >= c.win.last || loseAcked && !c.ticking && m != c.favourite() {
+		last := c.win.last
+		if loseAcked && m != c.favourite() {
+			last = c.agedTo(m.sent)
+		}
+		if m.link != linkStreaming || m.sent >= last {
 			continue
 		}
-		c.do(SendAppend{Replica: m.ID, Conn: m.conn, Epoch: c.opt.Epoch, First: m.sent + 1, Last: c.win.last})
-		m.sent = c.win.last
+		c.do(SendAppend{Replica: m.ID, Conn: m.conn, Epoch: c.opt.Epoch, First: m.sent + 1, Last: last})
+		m.sent = last
 	}
+}
+
+// agedTo is the last entry after sent that the lose-acked mutant lets go out.
+func (c *Core) agedTo(sent holdfast.Seq) holdfast.Seq {
+	for sent < c.win.last && (sent+1 < c.win.first || c.now-c.win.at(sent+1).at >= loseAckedFor) {
+		sent++
+	}
+	return sent
 }
 
 // onAcked takes a cumulative acknowledgement.

@@ -2,5 +2,10 @@
 
 package coordinator
 
-// loseAcked: see lose_acked_off.go. THIS BUILD LOSES DATA ON PURPOSE.
-const loseAcked = true
+import "time"
+
+// loseAcked and loseAckedFor: see lose_acked_off.go. THIS BUILD LOSES DATA ON PURPOSE.
+const (
+	loseAcked    = true
+	loseAckedFor = 500 * time.Millisecond
+)

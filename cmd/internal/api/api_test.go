@@ -72,7 +72,7 @@ func TestWriteJSON(t *testing.T) {
 }
 
 func TestDialRefusesBadAddresses(t *testing.T) {
-	for _, bad := range []string{"unix://relative", "nowhere", "host:", "unix:///" + strings.Repeat("x", 200)} {
+	for _, bad := range []string{"unix://relative", "nowhere", "host:", "127.0.0.1:99999", "127.0.0.1:0", "127.0.0.1:x", "unix:///" + strings.Repeat("x", 200)} {
 		if _, err := Dial(bad); !errors.Is(err, holdfast.ErrInvalid) {
 			t.Errorf("Dial(%q) = %v, want invalid", bad, err)
 		}

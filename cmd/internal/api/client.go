@@ -4,6 +4,7 @@ import (
 	"context"
 	"net"
 	"os"
+	"strconv"
 	"strings"
 
 	"google.golang.org/grpc"
@@ -49,7 +50,7 @@ func Dial(address string) (*Client, error) {
 		if err := CheckSocketPath(path); err != nil {
 			return nil, err
 		}
-	} else if _, port, err := net.SplitHostPort(address); err != nil || port == "" {
+	} else if _, port, err := net.SplitHostPort(address); err != nil || !isPort(port) {
 		return nil, holdfast.Errorf(holdfast.ErrInvalid, "%q is not an address", address).WithRemedy("write unix:///PATH or HOST:PORT")
 	} else {
 		target = "passthrough:///" + address
@@ -64,6 +65,11 @@ func Dial(address string) (*Client, error) {
 		return nil, holdfast.Errorf(holdfast.ErrInvalid, "address %q: %w", address, err)
 	}
 	return &Client{HoldfastClient: apipb.NewHoldfastClient(conn), conn: conn, Address: address}, nil
+}
+
+func isPort(s string) bool {
+	n, err := strconv.ParseUint(s, 10, 16)
+	return err == nil && n > 0
 }
 
 // Close closes the connection.

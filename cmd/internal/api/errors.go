@@ -67,7 +67,7 @@ func ToStatus(err error) error {
 	}
 	kind := holdfast.KindOf(err)
 	st := status.New(meanings[kind].code, err.Error())
-	detailed, detailErr := st.WithDetails(&apipb.ErrorDetail{Kind: string(kind), Message: messageOf(err), Remedy: holdfast.RemedyOf(err)})
+	detailed, detailErr := st.WithDetails(&apipb.ErrorDetail{Kind: string(kind), Message: holdfast.MessageOf(err), Remedy: holdfast.RemedyOf(err)})
 	if detailErr != nil {
 		return st.Err()
 	}
@@ -98,12 +98,4 @@ func FromStatus(err error) error {
 		kind = holdfast.ErrUnsupported
 	}
 	return holdfast.Errorf(kind, "%s", st.Message())
-}
-
-// messageOf is an error's text without the remedy, which travels beside it.
-func messageOf(err error) string {
-	if e, ok := err.(*holdfast.Error); ok { //nolint:errorlint // the outermost only: its text holds the rest
-		return e.Message
-	}
-	return err.Error()
 }

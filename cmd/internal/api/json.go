@@ -34,7 +34,7 @@ func WriteErrorJSON(w io.Writer, err error) error {
 		Message string `json:"message"`
 		Remedy  string `json:"remedy"`
 	}
-	return json.NewEncoder(w).Encode(map[string]body{"error": {string(holdfast.KindOf(err)), messageOf(err), holdfast.RemedyOf(err)}})
+	return json.NewEncoder(w).Encode(map[string]body{"error": {string(holdfast.KindOf(err)), holdfast.MessageOf(err), holdfast.RemedyOf(err)}})
 }
 
 func appendMessage(b *bytes.Buffer, m protoreflect.Message) error {

@@ -185,7 +185,7 @@ func (p *planner) add(s *segment) {
 	// The places of what stays decide the failure domains; the new one's node must
 	// be none of those to avoid.
 	place := func(avoid []holdfast.NodeID) (state.ReplicaPlacement, error) {
-		return state.PlaceOne(p.view, &state.Segment{Replicas: s.good}, state.PlaceRequest{Pool: s.vol.Options.Pool, Avoid: avoid, NewReplica: p.s.NewReplica})
+		return state.PlaceOne(p.view, &state.Segment{Size: s.seg.Size, Replicas: s.good}, state.PlaceRequest{Pool: s.vol.Options.Pool, Avoid: avoid, NewReplica: p.s.NewReplica})
 	}
 	at, err := place(append(slices.Clone(avoid), busy...))
 	if err != nil {

@@ -290,6 +290,24 @@ func TestALostNodeIsReplaced(t *testing.T) {
 	}
 }
 
+// A disk that is empty and small is fuller, with the replica on it, than a large one
+// that holds something.
+func TestANewReplicaIsPlacedByItsSize(t *testing.T) {
+	f := newFleet(t, "", "", "", "")
+	id := f.volume(0, 0, 1)
+	f.must(&state.DiskUpdate{Disk: f.disks[2], OpenCount: 1, Size: 8 << 30, Free: 8 << 30})
+	f.must(&state.DiskUpdate{Disk: f.disks[3], OpenCount: 1, Size: 1 << 40, Free: 1<<40 - 10<<30})
+	f.gone[f.nodes[1]], f.lost[f.nodes[1]] = true, true
+	f.round()
+	on := map[holdfast.DiskID]bool{}
+	for _, r := range f.segment(id).Replicas {
+		on[r.Disk] = true
+	}
+	if on[f.disks[2]] || !on[f.disks[3]] {
+		t.Errorf("the new replica of 1 GiB stands on the disk of 8 GiB: %+v", f.segment(id).Replicas)
+	}
+}
+
 func TestAnotherOneIsNotMadeInMaintenance(t *testing.T) {
 	f := newFleet(t, "", "", "", "")
 	v := f.volume(1, 0, 1, 2)

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"log/slog"
 	"os"
+	"path/filepath"
 	"strconv"
 	"strings"
 
@@ -102,3 +103,15 @@ func keepLock() {
 // Under returns the path of the keeper's socket if a keeper started this
 // process, else "".
 func Under() string { return os.Getenv(environment) }
+
+// Off is the value of the variable with which serve runs without a keeper.
+const Off = "off"
+
+// CheckUnder refuses a value of the variable that no keeper sets: somebody typed it.
+func CheckUnder() error {
+	if v := Under(); v != "" && v != Off && !filepath.IsAbs(v) {
+		return holdfast.Errorf(holdfast.ErrInvalid, "%s=%q is neither %s nor empty", environment, v, Off).
+			WithRemedy("set it to %s to run without a keeper, else unset it", Off)
+	}
+	return nil
+}

@@ -113,12 +113,7 @@ func toWire(err error) *wireError {
 	if err == nil {
 		return nil
 	}
-	w := &wireError{Kind: holdfast.KindOf(err), Message: err.Error(), Remedy: holdfast.RemedyOf(err)}
-	if w.Remedy != "" { // Error() ends with it when the outermost error has it
-		if suffix := " (" + w.Remedy + ")"; len(w.Message) > len(suffix) && w.Message[len(w.Message)-len(suffix):] == suffix {
-			w.Message = w.Message[:len(w.Message)-len(suffix)]
-		}
-	}
+	w := &wireError{Kind: holdfast.KindOf(err), Message: holdfast.MessageOf(err), Remedy: holdfast.RemedyOf(err)}
 	w.Message = w.Message[:min(len(w.Message), maxErrorText)]
 	w.Remedy = w.Remedy[:min(len(w.Remedy), maxErrorText)]
 	return w

@@ -50,7 +50,7 @@ func (k *keeper) supervise(ctx context.Context) int {
 		if e.ran >= longRun {
 			pause = 0
 		}
-		k.log.Error("daemon ended; it is started again", slog.Int("code", e.code), slog.Duration("ran", e.ran), slog.Duration("pause", pause))
+		k.log.Error("daemon ended; it is started again", slog.Int("code", e.code), slog.Duration("ran", e.ran.Round(time.Millisecond)), slog.Duration("pause", pause))
 		select {
 		case <-time.After(pause):
 		case <-ctx.Done():

@@ -43,6 +43,12 @@ func (d *dataDir) file(names ...string) string {
 	return filepath.Join(append([]string{d.path}, names...)...)
 }
 
+// holds says whether a path is the data directory or below it.
+func (d *dataDir) holds(path string) bool {
+	rel, err := filepath.Rel(d.path, path)
+	return err == nil && filepath.IsLocal(rel)
+}
+
 // saveJSON replaces a small file of the data directory: whole or not at all,
 // and on disk when it returns.
 func (d *dataDir) saveJSON(name string, v any) error {

@@ -22,13 +22,21 @@ func listenTCP(flag, address, listen string) (net.Listener, error) {
 		return nil, holdfast.Errorf(holdfast.ErrInvalid, "%s %q: %w", flag, address, err)
 	}
 	l, err := net.Listen("tcp", net.JoinHostPort(cmp.Or(listen, host), port))
-	if errors.Is(err, unix.EADDRINUSE) {
-		return nil, holdfast.Errorf(holdfast.ErrInvalid, "%s %s: port %s is taken", flag, address, port).WithRemedy("stop what listens there, or give another %s", flag)
-	}
 	if err != nil {
-		return nil, holdfast.Errorf(holdfast.ErrInvalid, "%s %s: %w", flag, address, err).WithRemedy("give an address of this host")
+		return nil, listenError(flag, address, port, err)
 	}
 	return l, nil
+}
+
+func listenError(flag, address, port string, err error) error {
+	switch {
+	case errors.Is(err, unix.EADDRINUSE):
+		return holdfast.Errorf(holdfast.ErrInvalid, "%s %s: port %s is taken", flag, address, port).WithRemedy("stop what listens there, or give another %s", flag)
+	case errors.Is(err, unix.EACCES):
+		return holdfast.Errorf(holdfast.ErrInvalid, "%s %s: this process may not listen on port %s", flag, address, port).
+			WithRemedy("give %s with a port of 1024 or more, or run it with CAP_NET_BIND_SERVICE", flag)
+	}
+	return holdfast.Errorf(holdfast.ErrInvalid, "%s %s: %w", flag, address, err).WithRemedy("give an address of this host")
 }
 
 // listenUnix replaces whatever socket stands at path; the caller owns the

@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"google.golang.org/grpc"
@@ -45,13 +46,15 @@ type node struct {
 	o        Options
 	log      *slog.Logger
 	instance holdfast.InstanceID
-	off      []string
+	lacks    []keeper.Lack
+	off      []string // what else is for status to list
 
 	dir *dataDir
 	id  struct {
 		Node    holdfast.NodeID
 		Cluster holdfast.ClusterID
 	}
+	start atomic.Pointer[step] // nil once the node runs
 	store *raftstore.Store
 	peer  *peer.Peer
 	meta  *cluster
@@ -85,11 +88,15 @@ func Run(ctx context.Context, o Options, log *slog.Logger) error {
 		cancel()
 		n.wg.Wait()
 	}()
-	for _, step := range []func(context.Context) error{
-		n.openDataDir, n.listen, n.openStore, n.startPeer, n.joinCluster, n.announce, n.openDisks, n.reachKeeper, n.startVolumes, n.serveUsers, n.servePlugin,
+	for _, s := range []step{
+		{do: n.openDataDir}, {do: n.listen}, {do: n.openStore}, {do: n.startPeer}, {do: n.joinCluster, asks: true, what: n.joining()},
+		{do: n.announce, asks: true, what: "make itself known to the cluster"}, {do: n.openDisks, asks: true, what: "open its disks"},
+		{do: n.reachKeeper, what: "reach the keeper"}, {do: n.startVolumes, what: "open what was attached here"}, {do: n.serveUsers}, {do: n.servePlugin},
 	} {
+		s.since = time.Now()
+		n.start.Store(&s)
 		// A start that waits for others ends with ctx too.
-		if err := step(ctx); err != nil {
+		if err := s.do(ctx); err != nil {
 			if ctx.Err() != nil {
 				return nil //nolint:nilerr // told to stop while starting: that is a stop
 			}
@@ -136,7 +143,7 @@ func (n *node) keeperGone() <-chan struct{} {
 }
 
 func (n *node) openDataDir(context.Context) error {
-	n.off = takePrivileges()
+	n.lacks = takePrivileges()
 	dir, err := openDataDir(n.o.DataDir)
 	if err != nil {
 		return err
@@ -225,7 +232,7 @@ func (n *node) startPeer(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	n.peer, n.meta, n.api = p, newCluster(p, n.id.Node), server.New()
+	n.peer, n.meta, n.api = p, newCluster(p, n.id.Node), server.New(n.starting)
 	follow, stop := context.WithCancel(context.WithoutCancel(ctx))
 	n.run(func() { n.meta.run(follow) })
 	n.onClose(func(context.Context) { stop() })
@@ -304,8 +311,16 @@ func (n *node) openDisks(ctx context.Context) error {
 		return err
 	}
 	for _, d := range fresh {
-		if err := os.MkdirAll(filepath.Dir(d.Path), 0o755); err != nil {
-			return fmt.Errorf("disk %s: %w", d.Path, err)
+		// Elsewhere a directory that is missing may be a file system that is not mounted.
+		if dir := filepath.Dir(d.Path); n.dir.holds(dir) {
+			if err := os.MkdirAll(dir, 0o755); err != nil {
+				return fmt.Errorf("disk %s: %w", d.Path, err)
+			}
+		}
+		if has(n.o.disks, d.Path) { // one that no flag names has the size that it was given at its first try
+			if err := n.disks.Check(d); err != nil {
+				return fmt.Errorf("--disk: %w", err)
+			}
 		}
 		if err := n.disks.Prepare(ctx, d, false); err != nil {
 			return err
@@ -334,6 +349,15 @@ func (n *node) openKnown(ctx context.Context, d reconcile.DiskSpec) error {
 		}
 		return nil
 	}
+	for _, given := range n.o.disks {
+		if given.Path != d.Path {
+			continue
+		}
+		if err := n.disks.Check(given); errors.Is(err, holdfast.ErrRefused) {
+			n.log.Warn("the size of a known disk is not what --disk says", "path", d.Path, "err", err)
+			n.off = append(n.off, fmt.Sprintf("the size of --disk: %v", err))
+		}
+	}
 	err := n.disks.Open(ctx, d)
 	if err == nil || ctx.Err() != nil {
 		return err
@@ -350,8 +374,11 @@ func (n *node) openKnown(ctx context.Context, d reconcile.DiskSpec) error {
 }
 
 func (n *node) reachKeeper(ctx context.Context) error {
-	if keeper.Under() == "" || keeper.Under() == KeeperOff {
+	if keeper.Under() == "" || keeper.Under() == keeper.Off {
 		n.off = append(n.off, "no kernel devices and mounts: this daemon runs without a keeper (as root, `holdfast serve` starts one)")
+		if n.o.PluginSocket != nil && *n.o.PluginSocket != "" {
+			n.off = append(n.off, fmt.Sprintf("no Docker volume plugin at %s: it needs kernel devices and mounts, and so a keeper", *n.o.PluginSocket))
+		}
 		return nil
 	}
 	client, err := keeper.Dial(ctx, n.o.DataDir, keeper.DialOptions{Instance: n.instance, Logger: n.log})
@@ -360,14 +387,9 @@ func (n *node) reachKeeper(ctx context.Context) error {
 	}
 	n.keep = client
 	n.onClose(func(context.Context) { client.Close() })
-	for _, l := range client.Lacks() {
-		n.off = append(n.off, l.What+" ("+l.Remedy+")")
-	}
+	n.lacks = append(n.lacks, client.Lacks()...)
 	return nil
 }
-
-// KeeperOff is the value of HOLDFAST_KEEPER with which serve runs without one.
-const KeeperOff = "off"
 
 func (n *node) startVolumes(ctx context.Context) error {
 	srv, err := nbd.NewServer(nbd.Options{Logger: n.log})
@@ -375,6 +397,15 @@ func (n *node) startVolumes(ctx context.Context) error {
 		return err
 	}
 	n.nbd = srv
+	// Before anything is served: a start that fails below must end too.
+	n.onClose(func(ctx context.Context) {
+		if err := srv.Shutdown(ctx); err != nil {
+			n.log.Warn("end NBD", "err", err)
+		}
+		if n.att != nil {
+			n.att.Close(ctx)
+		}
+	})
 	socket := n.dir.file("nbd.sock")
 	l, err := nbd.ListenUnix(socket)
 	if err != nil {
@@ -397,16 +428,7 @@ func (n *node) startVolumes(ctx context.Context) error {
 	n.rebuilds = controller.New(controller.Options{Cluster: n.meta, Leads: n.store.IsLeader, Self: n.id.Node, Grace: n.o.RebuildAfter, Logger: n.log})
 	n.att, err = reconcile.New(ctx, reconcile.Options{Cluster: n.meta, ID: n.id.Cluster, Node: n.id.Node, Instance: n.instance,
 		Serve: n.serve, NBD: srv, Socket: socket, Devices: devices, Replaced: n.rebuilds.Replaced, Record: n.dir.file("attachments.json"), Logger: n.log})
-	if err != nil {
-		return err
-	}
-	n.onClose(func(ctx context.Context) {
-		if err := srv.Shutdown(ctx); err != nil {
-			n.log.Warn("end NBD", "err", err)
-		}
-		n.att.Close(ctx)
-	})
-	return nil
+	return err
 }
 
 // serveUsers lets the API answer.
@@ -419,7 +441,7 @@ func (n *node) serveUsers(ctx context.Context) error {
 	n.run(func() { n.rebuilds.Run(ctx) })
 	n.onClose(func(context.Context) { stop() })
 	n.api.Start(server.Options{Cluster: n.meta, Attachments: n.att, Disks: n.disks, Serve: n.serve, Node: n.id.Node, Rebuilds: n.rebuilds,
-		Leader: n.store.Leader, Version: n.o.Version, Warnings: warnings, Off: n.off, Logger: n.log})
+		Leader: n.store.Leader, Version: n.o.Version, Warnings: warnings, Off: append(offOf(n.lacks), n.off...), Logger: n.log})
 	n.serveObservers()
 	return nil
 }

@@ -115,11 +115,17 @@ func New(ctx context.Context, o Options) (*Attachments, error) {
 	a := &Attachments{o: o, memory: attachment.NewMemory(0), throttle: attachment.NewThrottle(), held: map[holdfast.VolumeID]*held{}, uses: map[holdfast.VolumeID]use{}, repairs: map[holdfast.VolumeID]*repair{}}
 	a.ctx, a.cancel = context.WithCancel(context.Background()) //nolint:gosec // cancelled by Close
 	raw, err := os.ReadFile(o.Record)
-	if err == nil {
-		err = json.Unmarshal(raw, &a.uses)
-	}
 	if err != nil && !errors.Is(err, os.ErrNotExist) {
-		return nil, holdfast.Errorf(holdfast.ErrIntegrity, "read what was attached: %s: %w", o.Record, err).WithRemedy("remove the file; volumes are then not attached again by themselves")
+		return nil, holdfast.Errorf(holdfast.ErrIO, "read what was attached: %w", err)
+	}
+	if err == nil {
+		if err = json.Unmarshal(raw, &a.uses); err == nil && a.uses == nil {
+			err = errors.New("it holds null")
+		}
+		if err != nil {
+			return nil, holdfast.Errorf(holdfast.ErrIntegrity, "the record of what was attached, %s, is not readable: %.40q: %w", o.Record, raw, err).
+				WithRemedy("move the file away; volumes are then not attached again by themselves, and nothing of their data is lost")
+		}
 	}
 	a.left = maps.Clone(a.uses)
 	if o.Devices != nil {

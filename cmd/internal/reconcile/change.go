@@ -61,7 +61,7 @@ func (d *Disks) Add(ctx context.Context, spec DiskSpec, force bool) (holdfast.Di
 			return o.Stat.Disk, holdfast.Errorf(holdfast.ErrExists, "%s is disk %v of this node, and open", spec.Path, o.Stat.Disk).WithRemedy("see holdfast disk inspect %v", o.Stat.Disk)
 		}
 	}
-	if err := d.checkNew(spec); err != nil {
+	if err := d.Check(spec); err != nil {
 		return holdfast.DiskID{}, err
 	}
 	if err := d.Prepare(ctx, spec, force); err != nil {
@@ -88,17 +88,26 @@ func (d *Disks) Add(ctx context.Context, spec DiskSpec, force bool) (holdfast.Di
 	return id, d.know(append(d.without(spec.Path), spec))
 }
 
-// checkNew refuses what would only be told of less clearly later.
-func (d *Disks) checkNew(spec DiskSpec) error {
-	if _, err := d.o.FS.Stat(spec.Path); !errors.Is(err, iofs.ErrNotExist) {
-		return nil //nolint:nilerr // Format says what it is
+// Check refuses a new disk of which Prepare would tell less clearly or, as of a size
+// that is not the one that is there, not at all. An empty file is as good as none.
+func (d *Disks) Check(spec DiskSpec) error {
+	st, err := d.o.FS.Stat(spec.Path)
+	switch {
+	case err != nil && !errors.Is(err, iofs.ErrNotExist), err == nil && st.Kind != vfs.KindRegular && st.Kind != vfs.KindBlockDevice:
+		return nil // Format says what it is
+	case err == nil && spec.Size != 0 && st.Size != 0 && st.Size != spec.Size:
+		return holdfast.Errorf(holdfast.ErrRefused, "%s is there and has %s (%d bytes), not the size %s (%d bytes) that was given",
+			spec.Path, holdfast.FormatSize(st.Size), st.Size, holdfast.FormatSize(spec.Size), spec.Size).
+			WithRemedy("leave size= out: what is there is used as it is, neither grown nor cut")
+	case err == nil && st.Size != 0:
+		return nil
 	}
 	dir := filepath.Dir(spec.Path)
 	if st, err := d.o.FS.Stat(dir); errors.Is(err, iofs.ErrNotExist) || err == nil && st.Kind != vfs.KindDirectory {
 		return holdfast.Errorf(holdfast.ErrNotFound, "%s: there is no directory %s on this node", spec.Path, dir).WithRemedy("make it, or mount what belongs there")
 	}
 	if spec.Size == 0 {
-		return holdfast.Errorf(holdfast.ErrInvalid, "%s is not there, and no size says how large an image to make", spec.Path).WithRemedy("write %s,size=100G", spec.Path)
+		return holdfast.Errorf(holdfast.ErrInvalid, "%s is not there, or is empty, and no size says how large an image to make", spec.Path).WithRemedy("write %s,size=100G", spec.Path)
 	}
 	return nil
 }

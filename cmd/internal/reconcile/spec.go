@@ -37,8 +37,13 @@ func ParseDisk(flag, s string) (DiskSpec, error) {
 		return d, holdfast.Errorf(holdfast.ErrInvalid, "%s %q: %w", flag, s, err)
 	}
 	d.Path = abs
+	seen := map[string]bool{}
 	for _, p := range parts[1:] {
 		k, v, _ := strings.Cut(p, "=")
+		if seen[k] {
+			return d, holdfast.Errorf(holdfast.ErrInvalid, "%s %q gives %s twice", flag, s, k).WithRemedy("give it once")
+		}
+		seen[k] = true
 		switch k {
 		case "size":
 			if d.Size, err = holdfast.ParseSize(v); err == nil && d.Size < minDisk {
@@ -55,7 +60,7 @@ func ParseDisk(flag, s string) (DiskSpec, error) {
 			err = holdfast.Errorf(holdfast.ErrInvalid, "unknown word %q", p).WithRemedy(diskWords)
 		}
 		if err != nil {
-			return d, holdfast.Errorf(holdfast.ErrInvalid, "%s %q: %w", flag, s, err).WithRemedy("%s", holdfast.RemedyOf(err))
+			return d, holdfast.Errorf(holdfast.ErrInvalid, "%s %q: %w", flag, s, err)
 		}
 	}
 	return d, nil

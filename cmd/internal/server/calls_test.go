@@ -115,7 +115,7 @@ func newWorld(t *testing.T) *world {
 	if err != nil {
 		t.Fatal(err)
 	}
-	w.server = New()
+	w.server = New(nil)
 	g := grpc.NewServer(w.server.Interceptors()...)
 	w.server.Register(g)
 	socket := filepath.Join(t.TempDir(), "s")

@@ -316,7 +316,7 @@ func (s *Server) mayLeave(view *state.View, d *state.Disk) error {
 		if len(stay) >= p.Volume.Options.Replicas {
 			continue
 		}
-		_, err := state.PlaceOne(without, &state.Segment{Replicas: stay}, state.PlaceRequest{Pool: p.Volume.Options.Pool, Avoid: s.goneNodes(view), NewReplica: holdfast.NewID[holdfast.ReplicaID]})
+		_, err := state.PlaceOne(without, &state.Segment{Size: p.Size, Replicas: stay}, state.PlaceRequest{Pool: p.Volume.Options.Pool, Avoid: s.goneNodes(view), NewReplica: holdfast.NewID[holdfast.ReplicaID]})
 		if err == nil {
 			continue
 		}
@@ -328,19 +328,10 @@ func (s *Server) mayLeave(view *state.View, d *state.Disk) error {
 		if p.Volume.Options.Pool != "" {
 			pool = " in pool " + p.Volume.Options.Pool
 		}
-		return holdfast.Errorf(holdfast.ErrRefused, "disk %v has %s, and it has nowhere to go%s: %v", d.ID, what, pool, messageOf(err)).
+		return holdfast.Errorf(holdfast.ErrRefused, "disk %v has %s, and it has nowhere to go%s: %v", d.ID, what, pool, holdfast.MessageOf(err)).
 			WithRemedy("add a disk (holdfast disk add) or a node, lower its replicas with holdfast volume update, or use --force to move what can be moved")
 	}
 	return nil
-}
-
-// messageOf is an error's text without its remedy: another one follows.
-func messageOf(err error) string {
-	var e *holdfast.Error
-	if errors.As(err, &e) {
-		return e.Message
-	}
-	return err.Error()
 }
 
 // ScrubDisk implements apipb.HoldfastServer.

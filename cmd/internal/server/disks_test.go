@@ -68,7 +68,7 @@ func TestMayLeave(t *testing.T) {
 		x.node(n + 1)
 		x.disk(n+1, n+1, "ssd")
 	}
-	s := New()
+	s := New(nil)
 	s.o = Options{Node: holdfast.NodeID{1}, Cluster: silent{}}
 	volume := func(name, pool string, replicas byte) {
 		var p state.SegmentPlacement

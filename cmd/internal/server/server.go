@@ -13,6 +13,7 @@ import (
 	"google.golang.org/grpc/metadata"
 
 	"github.com/holdfast-storage/holdfast"
+	"github.com/holdfast-storage/holdfast/blockdev/mount"
 	"github.com/holdfast-storage/holdfast/cmd/internal/api"
 	"github.com/holdfast-storage/holdfast/cmd/internal/api/apipb"
 	"github.com/holdfast-storage/holdfast/cmd/internal/controller"
@@ -42,11 +43,16 @@ type Server struct {
 	apipb.UnimplementedHoldfastServer
 	ready chan struct{} // closed by Start; o is set before
 	o     Options
+	// starting says what a start waits for. May be nil.
+	starting func() string
 }
 
 // New returns a server that refuses every call until Start, since peers must
-// reach a node's listener before it has anything to tell its users.
-func New() *Server { return &Server{ready: make(chan struct{})} }
+// reach a node's listener before it has anything to tell its users. starting says
+// then what the node waits for; nil, or an empty text: nothing is known.
+func New(starting func() string) *Server {
+	return &Server{ready: make(chan struct{}), starting: starting}
+}
 
 // Start gives the server what it answers from. Once.
 func (s *Server) Start(o Options) {
@@ -69,7 +75,13 @@ func (s *Server) Interceptors() []grpc.ServerOption {
 		if !strings.HasPrefix(method, "/"+apipb.Holdfast_ServiceDesc.ServiceName+"/") {
 			return nil
 		}
-		return holdfast.Errorf(holdfast.ErrUnavailable, "this node is starting").WithRemedy("ask again, or wait with holdfast status --wait 60s")
+		message := "this node is starting"
+		if s.starting != nil {
+			if waits := s.starting(); waits != "" {
+				message += ": " + waits
+			}
+		}
+		return holdfast.Errorf(holdfast.ErrUnavailable, "%s", message).WithRemedy("ask again, or wait with holdfast status --wait 60s")
 	}
 	return []grpc.ServerOption{
 		grpc.ChainUnaryInterceptor(func(ctx context.Context, req any, info *grpc.UnaryServerInfo, handle grpc.UnaryHandler) (any, error) {
@@ -144,6 +156,9 @@ func (s *Server) create(ctx context.Context, name string, raw map[string]string)
 	}
 	given, err := holdfast.ParseOptions(raw)
 	if err != nil {
+		return nil, false, err
+	}
+	if err := mount.CheckVolume(given.FileSystem, given.MkfsOptions, given.MountOptions); err != nil {
 		return nil, false, err
 	}
 	for {

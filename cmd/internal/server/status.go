@@ -178,7 +178,7 @@ func (s *Server) Ready(ctx context.Context) error {
 	view, err := s.o.Cluster.Read(ctx)
 	switch {
 	case errors.Is(err, holdfast.ErrNoSpace):
-		return holdfast.Errorf(holdfast.ErrUnavailable, "%s", messageOf(err)).WithRemedy("%s", holdfast.RemedyOf(err))
+		return holdfast.Errorf(holdfast.ErrUnavailable, "%w", err)
 	case err != nil:
 		return holdfast.Errorf(holdfast.ErrUnavailable, "raft has no quorum: %w", err)
 	case nodesWithDisks(view, "") == 0:
