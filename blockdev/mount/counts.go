@@ -62,7 +62,8 @@ func OpenCounts(path string) (*Counts, error) {
 			WithRemedy("remove the file once no container on this host uses a volume")
 	}
 	if f.Version != countsVersion {
-		return nil, holdfast.Errorf(holdfast.ErrUnsupported, "the mount counts %s have version %d; this program reads %d", path, f.Version, countsVersion)
+		return nil, holdfast.Errorf(holdfast.ErrUnsupported, "the mount counts %s have version %d; this program reads %d", path, f.Version, countsVersion).
+			WithRemedy("run the version of holdfast that wrote it, or a later one")
 	}
 	for volume, ids := range f.Volumes {
 		if len(ids) > 0 {

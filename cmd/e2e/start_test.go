@@ -59,6 +59,28 @@ func TestAStartThatFailsLateEnds(t *testing.T) {
 	n.ready()
 }
 
+// A keeper starts no daemon again and again that cannot read what was here.
+func TestAStartThatFailsLateEndsItsKeeper(t *testing.T) {
+	n, _ := mountingNode(t, "solo")
+	n.flags = append(n.flags, "--disk", filepath.Join(n.dir, "disk.img")+",size=1G,wal=16M")
+	n.start()
+	n.ready()
+	n.kill()
+	for name, remedy := range map[string]string{"attachments.json": "move the file away", "mounts.json": "remove the file once"} {
+		path := filepath.Join(n.dir, "d", name)
+		if err := os.WriteFile(path, []byte("{"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		r := n.serveOnce([]string{"HOLDFAST_KEEPER="})
+		if r.code != 7 || !strings.Contains(r.stderr, path) || !strings.Contains(r.stderr, remedy) {
+			t.Errorf("%s is broken: exit %d, want 7, saying which file and what to do:\n%s", name, r.code, r.stderr)
+		}
+		if err := os.Remove(path); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
 // What --disk says is taken as it is, or refused: no directory is made where a file
 // system may be missing, and no size is ignored.
 func TestDisksOfFlagsAreRefused(t *testing.T) {

@@ -62,8 +62,10 @@ type node struct {
 	disks *reconcile.Disks
 	nbd   *nbd.Server
 	keep  *keeper.Client
-	att   *reconcile.Attachments
-	api   *server.Server
+	// counts are how often each volume is mounted here; nil without a keeper.
+	counts *mount.Counts
+	att    *reconcile.Attachments
+	api    *server.Server
 
 	rebuilds *controller.Controller
 	space    *space
@@ -381,6 +383,15 @@ func (n *node) reachKeeper(ctx context.Context) error {
 		}
 		return nil
 	}
+	// A daemon that ends once the keeper knows it is started again: what a restart does
+	// not mend is found before.
+	if err := reconcile.CheckRecord(n.dir.file(recordFile)); err != nil {
+		return err
+	}
+	var err error
+	if n.counts, err = mount.OpenCounts(n.dir.file("mounts.json")); err != nil {
+		return err
+	}
 	client, err := keeper.Dial(ctx, n.o.DataDir, keeper.DialOptions{Instance: n.instance, Logger: n.log})
 	if err != nil {
 		return err
@@ -390,6 +401,9 @@ func (n *node) reachKeeper(ctx context.Context) error {
 	n.lacks = append(n.lacks, client.Lacks()...)
 	return nil
 }
+
+// recordFile remembers, in the data directory, what is attached here.
+const recordFile = "attachments.json"
 
 func (n *node) startVolumes(ctx context.Context) error {
 	srv, err := nbd.NewServer(nbd.Options{Logger: n.log})
@@ -417,17 +431,13 @@ func (n *node) startVolumes(ctx context.Context) error {
 	}
 	var devices reconcile.Devices
 	if n.keep != nil {
-		counts, err := mount.OpenCounts(n.dir.file("mounts.json"))
-		if err != nil {
-			return err
-		}
-		if devices, err = reconcile.NewKernel(ctx, n.keep, counts, n.log); err != nil {
+		if devices, err = reconcile.NewKernel(ctx, n.keep, n.counts, n.log); err != nil {
 			return err
 		}
 	}
 	n.rebuilds = controller.New(controller.Options{Cluster: n.meta, Leads: n.store.IsLeader, Self: n.id.Node, Grace: n.o.RebuildAfter, Logger: n.log})
 	n.att, err = reconcile.New(ctx, reconcile.Options{Cluster: n.meta, ID: n.id.Cluster, Node: n.id.Node, Instance: n.instance,
-		Serve: n.serve, NBD: srv, Socket: socket, Devices: devices, Replaced: n.rebuilds.Replaced, Record: n.dir.file("attachments.json"), Logger: n.log})
+		Serve: n.serve, NBD: srv, Socket: socket, Devices: devices, Replaced: n.rebuilds.Replaced, Record: n.dir.file(recordFile), Logger: n.log})
 	return err
 }
 

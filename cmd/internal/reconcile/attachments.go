@@ -112,26 +112,44 @@ type Held struct {
 // New reads the record of what was attached, and ends kernel devices that are
 // not in it. Run attaches the rest again.
 func New(ctx context.Context, o Options) (*Attachments, error) {
-	a := &Attachments{o: o, memory: attachment.NewMemory(0), throttle: attachment.NewThrottle(), held: map[holdfast.VolumeID]*held{}, uses: map[holdfast.VolumeID]use{}, repairs: map[holdfast.VolumeID]*repair{}}
+	a := &Attachments{o: o, memory: attachment.NewMemory(0), throttle: attachment.NewThrottle(), held: map[holdfast.VolumeID]*held{}, repairs: map[holdfast.VolumeID]*repair{}}
 	a.ctx, a.cancel = context.WithCancel(context.Background()) //nolint:gosec // cancelled by Close
-	raw, err := os.ReadFile(o.Record)
-	if err != nil && !errors.Is(err, os.ErrNotExist) {
-		return nil, holdfast.Errorf(holdfast.ErrIO, "read what was attached: %w", err)
-	}
-	if err == nil {
-		if err = json.Unmarshal(raw, &a.uses); err == nil && a.uses == nil {
-			err = errors.New("it holds null")
-		}
-		if err != nil {
-			return nil, holdfast.Errorf(holdfast.ErrIntegrity, "the record of what was attached, %s, is not readable: %.40q: %w", o.Record, raw, err).
-				WithRemedy("move the file away; volumes are then not attached again by themselves, and nothing of their data is lost")
-		}
+	var err error
+	if a.uses, err = readRecord(o.Record); err != nil {
+		return nil, err
 	}
 	a.left = maps.Clone(a.uses)
 	if o.Devices != nil {
 		o.Devices.Sweep(ctx, func(id holdfast.VolumeID) bool { return a.left[id].Device })
 	}
 	return a, nil
+}
+
+// CheckRecord says what keeps New from reading a record, before anything is started
+// that would start again and again.
+func CheckRecord(path string) error {
+	_, err := readRecord(path)
+	return err
+}
+
+// readRecord reads what was attached; a file that is not there is nothing.
+func readRecord(path string) (map[holdfast.VolumeID]use, error) {
+	uses := map[holdfast.VolumeID]use{}
+	raw, err := os.ReadFile(path)
+	if errors.Is(err, os.ErrNotExist) {
+		return uses, nil
+	}
+	if err != nil {
+		return nil, holdfast.Errorf(holdfast.ErrIO, "read what was attached: %w", err)
+	}
+	if err = json.Unmarshal(raw, &uses); err == nil && uses == nil {
+		err = errors.New("it holds null")
+	}
+	if err != nil {
+		return nil, holdfast.Errorf(holdfast.ErrIntegrity, "the record of what was attached, %s, is not readable: %.40q: %w", path, raw, err).
+			WithRemedy("move the file away; volumes are then not attached again by themselves, and nothing of their data is lost")
+	}
+	return uses, nil
 }
 
 // remember writes the record: what is in it is attached again after a restart.
