@@ -1,6 +1,7 @@
 package state
 
 import (
+	"errors"
 	"slices"
 	"strings"
 	"testing"
@@ -308,5 +309,23 @@ func TestPlacementByRoom(t *testing.T) {
 			t.Errorf("1 GiB goes to %v, which has 256 MiB, and not to %v, which has 8 GiB", got, x.disks[1])
 		}
 		x.must(cmd)
+	}
+}
+
+// Too many segments: the sizes as people write them, and a segment_size that works.
+func TestTooManySegments(t *testing.T) {
+	const size = 64 << 40
+	_, err := SegmentCount(size, 1<<30)
+	if !errors.Is(err, holdfast.ErrInvalid) || !strings.Contains(err.Error(), "64 TiB") || !strings.Contains(err.Error(), "65536 segments of 1 GiB") {
+		t.Fatalf("got %v, want invalid with both sizes", err)
+	}
+	if remedy := holdfast.RemedyOf(err); remedy != "give a segment_size of at least 4096M" {
+		t.Errorf("the remedy is %q", remedy)
+	}
+	if n, err := SegmentCount(size, 4096<<20); err != nil || n != MaxSegments {
+		t.Errorf("what the remedy says: %d segments, %v", n, err)
+	}
+	if _, err := SegmentCount(size, 4095<<20); err == nil {
+		t.Error("the remedy is not the least")
 	}
 }
