@@ -41,7 +41,9 @@ func (r *Replica) Ahead(want int64) error {
 
 // ahead says whether so many chunks may be promised ahead of need: on a host that is
 // almost full, if they have space.
-func (d *Disk) ahead(chunks int64) bool { return d.alloc.short(chunks, 0) == 0 || d.mayGrow(true) == nil }
+func (d *Disk) ahead(chunks int64) bool {
+	return d.alloc.short(chunks, 0) == 0 || d.mayGrow(true) == nil
+}
 
 // Afford looks what a write of [off, off+length) would take if it were logged now,
 // and raises the credit so that it can follow entries that will map pending chunks.

@@ -38,14 +38,14 @@ func (d *Disk) sparesWanted() int64 {
 	now := s.taken - s.mark
 	want := max(now, s.before)
 	s.mark, s.before = s.taken, now
-	s.chunks = a.stillSpare()
+	a.stillSpare()
 	if low || a.backed == nil {
 		return 0
 	}
 	return want
 }
 
-// stillSpare returns the spares that nobody took. Under mu.
+// stillSpare forgets the spares that somebody took, and returns the others. Under mu.
 func (a *allocator) stillSpare() []uint32 {
 	left := a.spares.chunks[:0]
 	for _, c := range a.spares.chunks {
@@ -53,6 +53,7 @@ func (a *allocator) stillSpare() []uint32 {
 			left = append(left, c)
 		}
 	}
+	a.spares.chunks = left
 	return left
 }
 
@@ -97,7 +98,6 @@ func (a *allocator) bareSpares(keep int64) []uint32 {
 	all := a.stillSpare()
 	n := min(int64(len(all))-keep, a.ready-a.reserved-a.kept(), sparesAtOnce)
 	if n <= 0 {
-		a.spares.chunks = all
 		return nil
 	}
 	some := all[int64(len(all))-n:]
