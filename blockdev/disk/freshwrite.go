@@ -175,7 +175,7 @@ func (r *Replica) writeRuns(runs []chunkRun) error {
 			run := &runs[i]
 			err := r.checkSums(run.e, run.from, run.to)
 			if err == nil {
-				err = r.d.writeRun(run)
+				err = r.d.writePast(run.e.Payload[run.from*blockSize:run.to*blockSize], run.first)
 			}
 			if err != nil {
 				mu.Lock()
@@ -195,31 +195,19 @@ func (r *Replica) writeRuns(runs []chunkRun) error {
 	return failed
 }
 
-// writeRun writes a run past the page cache, where the file system can: in it, it would
-// be copied once more, and take the place of what is read.
-func (d *Disk) writeRun(run *chunkRun) error {
-	b := run.e.Payload[run.from*blockSize : run.to*blockSize]
+// writePast writes to fresh chunks, from one on, past the page cache, where the file
+// system can: in it, the bytes would be copied once more, and take the place of what is read.
+func (d *Disk) writePast(b []byte, first uint32) error {
+	if err := d.failed(); err != nil {
+		return err
+	}
 	if !vfs.Aligned(b) {
 		wide := d.wideBuffer()
 		defer d.wide.Put(wide)
 		b = (*wide)[:copy(*wide, b)]
 	}
-	if _, err := d.direct.WriteAt(b, d.chunkOffset(run.first)); err != nil {
-		return d.fail(holdfast.Errorf(holdfast.ErrIO, "write chunk %d: %w", run.first, err))
-	}
-	return nil
-}
-
-// writeWhole does the same with one chunk of data.
-func (d *Disk) writeWhole(data []byte, phys uint32) error {
-	if err := d.failed(); err != nil {
-		return err
-	}
-	b := d.buffer()
-	defer d.buffers.Put(b)
-	copy(*b, data)
-	if _, err := d.direct.WriteAt(*b, d.chunkOffset(phys)); err != nil {
-		return d.fail(holdfast.Errorf(holdfast.ErrIO, "write chunk %d: %w", phys, err))
+	if _, err := d.direct.WriteAt(b, d.chunkOffset(first)); err != nil {
+		return d.fail(holdfast.Errorf(holdfast.ErrIO, "write chunk %d: %w", first, err))
 	}
 	return nil
 }

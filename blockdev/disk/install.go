@@ -297,7 +297,7 @@ func (r *Replica) InstallChunk(c Chunk) error {
 		fresh = r.d.takeFresh(1)
 	}
 	if fresh != nil {
-		if err := r.d.writeWhole(c.Data, fresh[0]); err != nil {
+		if err := r.d.writePast(c.Data, fresh[0]); err != nil {
 			return err
 		}
 		defer func() {
