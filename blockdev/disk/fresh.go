@@ -1,6 +1,10 @@
 package disk
 
-import "github.com/holdfast-storage/holdfast"
+import (
+	"context"
+
+	"github.com/holdfast-storage/holdfast"
+)
 
 // A WRITE that covers two or more whole chunks is not written twice (protocol,
 // section 5). Its whole chunks go to free chunks of the disk before its record is
@@ -50,6 +54,7 @@ type flip struct {
 	phys   uint32
 	second uint32 // where the chunk was before
 	has    bool   // it had a place; else one is promised to it
+	serial uint64 // of the install that brought it, if one did: until that is durable, the second place is not written
 }
 
 // flip makes a fresh chunk a chunk's place, if all of it is to be what one entry wrote.
@@ -90,7 +95,7 @@ func (r *Replica) turn(chunk int64, old, now *chunkEntry, p *chunkPlan) {
 	}
 	switch f, was := r.flips[chunk]; {
 	case fresh:
-		r.turnTo(chunk, old, now.phys)
+		r.turnTo(chunk, old, now.phys, 0) // its entry is durable
 	case was:
 		r.d.alloc.later(f.phys)
 		delete(r.flips, chunk)
@@ -99,7 +104,7 @@ func (r *Replica) turn(chunk int64, old, now *chunkEntry, p *chunkPlan) {
 
 // turnTo notes that a chunk's place is a fresh one, instead of that which it had. Under
 // mu; the caller holds applying.
-func (r *Replica) turnTo(chunk int64, old *chunkEntry, phys uint32) {
+func (r *Replica) turnTo(chunk int64, old *chunkEntry, phys uint32, serial uint64) {
 	f, was := r.flips[chunk]
 	if was {
 		r.d.alloc.later(f.phys)
@@ -107,7 +112,7 @@ func (r *Replica) turnTo(chunk int64, old *chunkEntry, phys uint32) {
 		r.unkeep(old.phys)
 		f.second, f.has = old.phys, true
 	}
-	f.phys = phys
+	f.phys, f.serial = phys, max(f.serial, serial)
 	r.flips[chunk] = f
 }
 
@@ -119,7 +124,9 @@ func (r *Replica) place(chunk int64, phys uint32) (uint32, error) {
 	case !ok || f.phys != phys:
 		return phys, nil
 	case f.has:
-		return f.second, nil
+		// Entries that were durable before an install are applied upon it. If it could be
+		// lost after that, the map would have the second place with other bytes.
+		return f.second, r.d.wal.sync(context.Background(), f.serial)
 	}
 	return r.takePromised(chunk)
 }

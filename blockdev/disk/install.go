@@ -443,7 +443,7 @@ func (r *Replica) installOnce(c *Chunk, rec record, fresh []uint32) (flipped boo
 	switch {
 	case !logged:
 	case flipped:
-		err = r.flipInstalled(c, fresh[0])
+		err = r.flipInstalled(c, fresh[0], req.where[0].serial)
 	default:
 		err = r.replaceChunk(c, phys)
 	}
@@ -498,9 +498,9 @@ func (r *Replica) appliedAbove(c *Chunk) (any bool, p chunkPlan) {
 	return any, p
 }
 
-// flipInstalled puts an installed chunk that is in its fresh place into the map. The
-// caller holds applying, or recovers.
-func (r *Replica) flipInstalled(c *Chunk, phys uint32) error {
+// flipInstalled puts an installed chunk that is in its fresh place into the map. serial is
+// its record's, 0 if that is durable. The caller holds applying, or recovers.
+func (r *Replica) flipInstalled(c *Chunk, phys uint32, serial uint64) error {
 	l, err := r.leaf(c.Index / leafEntries)
 	if err != nil {
 		return err
@@ -508,7 +508,7 @@ func (r *Replica) flipInstalled(c *Chunk, phys uint32) error {
 	old := l.entries[c.Index%leafEntries]
 	e := chunkEntry{typ: chunkMapped, phys: phys, states: packStates(&c.State), crc: c.CRC, lastSeq: c.LastSeq, asOf: c.AsOf}
 	r.mu.Lock()
-	r.turnTo(c.Index, &old, phys)
+	r.turnTo(c.Index, &old, phys, serial)
 	r.setChunk(l, c.Index, e, r.applied)
 	r.foundLost()
 	r.asOf = max(r.asOf, c.AsOf)

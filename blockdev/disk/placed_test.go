@@ -372,3 +372,37 @@ func TestInstallInPlaceKeepsItsPromise(t *testing.T) {
 	promised("a checkpoint", 0)
 	wantRead(t, r, 0, pattern(94, chunkSize))
 }
+
+// The place that a chunk had is not written while the install that replaced it can still
+// be lost: an entry that was durable before it is applied then, and after a crash the
+// chunk is what it was, or what was installed, with that entry upon it.
+func TestInstallInPlaceNotYetDurable(t *testing.T) {
+	for seed := range uint64(16) {
+		fs, d, r := freshDisk(t, tinyFormat())
+		mustAppend(t, r, writeEntry(0, 1, 0, chunkSize))
+		mustCheckpoint(t, d, r)
+		mustAppend(t, r, writeEntry(0, 2, 4096, 4096))
+		mustSync(t, r)
+		r.SetCommit(2)
+		if err := d.settleCommits([]*Replica{r}); err != nil { // so that the apply need not
+			t.Fatal(err)
+		}
+		mustInstall(t, r, wholeChunk(0, 1, 99))
+		if _, err := r.Apply(t.Context(), 2); err != nil {
+			t.Fatal(err)
+		}
+		was, is := pattern(1, chunkSize), pattern(99, chunkSize)
+		for _, b := range [][]byte{was, is} {
+			copy(b[4096:], pattern(2, 4096))
+		}
+		wantRead(t, r, 0, is)
+		d, r = reopened(t, fs.Crash(seed))
+		if got := mustRead(t, r, 0, chunkSize); !bytes.Equal(got, was) && !bytes.Equal(got, is) {
+			t.Fatalf("seed %d: neither what it was nor what was installed", seed)
+		}
+		mustCheckpoint(t, d, r)
+		if got := mustRead(t, r, 0, chunkSize); !bytes.Equal(got, was) && !bytes.Equal(got, is) {
+			t.Fatalf("seed %d, after a checkpoint: neither what it was nor what was installed", seed)
+		}
+	}
+}

@@ -293,7 +293,7 @@ func (p *replay) install(r *Replica, f *foundInstall) error {
 				r.reserved[c.Index] = struct{}{}
 				p.d.alloc.promise(1, 0)
 			}
-			err = r.flipInstalled(&c, phys)
+			err = r.flipInstalled(&c, phys, 0)
 		}
 		if errors.Is(err, holdfast.ErrIntegrity) {
 			p.d.alloc.later(phys)
