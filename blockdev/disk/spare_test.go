@@ -5,6 +5,7 @@ import (
 	"path/filepath"
 	"syscall"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/holdfast-storage/holdfast"
@@ -188,8 +189,10 @@ func TestSparesWatch(t *testing.T) {
 func TestSparesInTheBackground(t *testing.T) {
 	for name, end := range map[string]func(d *Disk){
 		"idle": func(d *Disk) {
-			for d.spareCount() > 0 && d.failed() == nil {
-				time.Sleep(time.Millisecond)
+			time.Sleep(sparesIdle + time.Second) // no time but the bubble's
+			synctest.Wait()
+			if n := d.spareCount(); n > 0 {
+				t.Errorf("%d spares are left", n)
 			}
 		},
 		"closed": func(d *Disk) {
@@ -199,20 +202,22 @@ func TestSparesInTheBackground(t *testing.T) {
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
-			fs := vfs.NewMemory(1)
-			mustFormat(t, fs, testPath, smallFormat())
-			d, err := Open(t.Context(), fs, testPath, Options{ApplyEvery: 20 * time.Millisecond})
-			if err != nil {
-				t.Fatal(err)
-			}
-			defer d.Close()
-			r := mustCreate(t, d, 1, 1<<30)
-			stream(t, d, r, 4)
-			held := fs.Held()
-			end(d)
-			if back := held - fs.Held(); back < 16*chunk {
-				t.Errorf("%d bytes went back, want those of 16 spares", back)
-			}
+			synctest.Test(t, func(t *testing.T) {
+				fs := vfs.NewMemory(1)
+				mustFormat(t, fs, testPath, smallFormat())
+				d, err := Open(t.Context(), fs, testPath, Options{ApplyEvery: 20 * time.Millisecond})
+				if err != nil {
+					t.Fatal(err)
+				}
+				defer d.Close()
+				r := mustCreate(t, d, 1, 1<<30)
+				stream(t, d, r, 4)
+				held := fs.Held()
+				end(d)
+				if back := held - fs.Held(); back < 16*chunk {
+					t.Errorf("%d bytes went back, want those of 16 spares", back)
+				}
+			})
 		})
 	}
 }
@@ -235,9 +240,7 @@ func TestSweepAfterOpen(t *testing.T) {
 	next := fs.Restart()
 	d.Abandon()
 	d = mustOpen(t, next, testPath)
-	for !swept(d) && d.failed() == nil {
-		time.Sleep(time.Millisecond)
-	}
+	d.sweepAfterOpen() // until it is done, whoever did it
 	r, _ = d.Replica(testDesc(1, 0).Replica)
 	wantRead(t, r, 0, pattern(r.Status().Tail, 16*chunkSize))
 	if got := next.Held() - d.Stat().Allocated; got != before {
@@ -245,12 +248,6 @@ func TestSweepAfterOpen(t *testing.T) {
 	}
 	stream(t, d, r, 2)
 	wantRead(t, r, 0, pattern(r.Status().Tail, 16*chunkSize))
-}
-
-func swept(d *Disk) bool {
-	d.growing.Lock()
-	defer d.growing.Unlock()
-	return d.swept
 }
 
 // On a real file system: what du says, after a stream, after a kill in one, and after
@@ -266,9 +263,7 @@ func TestSparesOnFile(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		for !swept(d) && d.failed() == nil {
-			time.Sleep(time.Millisecond)
-		}
+		d.sweepAfterOpen() // until it is done, whoever did it
 		check := func(when string) {
 			t.Helper()
 			var st syscall.Stat_t
